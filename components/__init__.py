@@ -1,0 +1,1 @@
+"""Parts of a trainer that know torchtitan, but not Motif."""

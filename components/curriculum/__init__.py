@@ -1,0 +1,1 @@
+"""Which tokens a run reads, and in what order."""

@@ -1,0 +1,159 @@
+"""What a run tells while it goes on: console lines, TensorBoard, metrics.jsonl."""
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torchtitan.components.metrics import MetricsProcessor
+from torchtitan.config import JobConfig
+from torchtitan.distributed import ParallelDims
+from torchtitan.tools.logging import logger
+
+HISTORY_FILE = "metrics.jsonl"
+
+# torchtitan takes the peak of an A100 for every device that it does not know.
+_KNOWN_DEVICES = ("A100", "H100", "H200", "H20", "B200", "MI250X", "MI300X", "MI325X", "MI355X")
+
+
+class RunMetrics(MetricsProcessor):
+    """torchtitan's metrics, with a line a person can follow and a history that outlives the run.
+
+    Tokens/s are those of all ranks together. MFU appears only on a device whose peak is known.
+    """
+
+    def __init__(
+        self, job_config: JobConfig, parallel_dims: ParallelDims, tag: str | None = None
+    ) -> None:
+        super().__init__(job_config, parallel_dims, tag)
+        name = self.device_memory_monitor.device_name
+        self.has_known_peak = any(known in name for known in _KNOWN_DEVICES)
+        self.history_path = Path(job_config.job.dump_folder) / HISTORY_FILE
+        self.is_writer = torch.distributed.get_rank() == 0
+        self.last_logged_step: int | None = None
+        self.train_seconds = 0.0
+        self.train_tokens = 0
+
+    def start(self, step: int) -> None:
+        """Begin timing after `step` steps that an earlier run may have done."""
+        self.last_logged_step = step
+        self.time_last_log = time.perf_counter()
+
+    @property
+    def average_tokens_per_second(self) -> float | None:
+        """Tokens/s of all ranks over the steps of this process; None before the first."""
+        return self.train_tokens / self.train_seconds if self.train_seconds else None
+
+    def log(
+        self,
+        step: int,
+        global_avg_loss: float,
+        global_max_loss: float,
+        grad_norm: float,
+        extra_metrics: dict[str, Any] | None = None,
+    ) -> None:
+        """Write one line for the steps since the last one (losses in nats per token)."""
+        seconds = time.perf_counter() - self.time_last_log
+        num_steps = max(step - (self.last_logged_step or 0), 1)
+        world = self.parallel_dims.world_size / self.parallel_dims.non_data_parallel_size
+        tokens_per_second = self.ntokens_since_last_log * world / seconds
+        self.train_seconds += seconds
+        self.train_tokens += int(self.ntokens_since_last_log * world)
+        memory = self.device_memory_monitor.get_peak_stats()
+        flops_per_device = (
+            self.num_flops_per_token * tokens_per_second / self.parallel_dims.world_size
+        )
+        extra = dict(extra_metrics or {})
+        metrics = {
+            "loss_metrics/global_avg_loss": global_avg_loss,
+            "loss_metrics/global_max_loss": global_max_loss,
+            "grad_norm": grad_norm,
+            "throughput/tokens_per_second": tokens_per_second,
+            "throughput/tflops_per_device": flops_per_device / 1e12,
+            "time_metrics/step(s)": seconds / num_steps,
+            "time_metrics/data_loading(s)": sum(self.data_loading_times) / num_steps,
+            "memory/max_reserved(GiB)": memory.max_reserved_gib,
+            **extra,
+        }
+        mfu = ""
+        if self.has_known_peak:
+            metrics["throughput/mfu(%)"] = 100 * flops_per_device / self.gpu_peak_flops
+            mfu = f"  mfu: {metrics['throughput/mfu(%)']:.1f}%"
+        self.logger.log(metrics, step)
+        self._remember(
+            step=step,
+            loss=global_avg_loss,
+            lr=extra.get("lr"),
+            grad_norm=grad_norm,
+            tokens_per_second=tokens_per_second,
+        )
+        total, color = self.job_config.training.steps, self.color
+        left = _clock((total - step) * seconds / num_steps)
+        logger.info(
+            f"{color.red}step: {step:>{len(str(total))}}/{total}  "
+            f"{color.green}loss: {global_avg_loss:8.5f}  "
+            f"{color.yellow}lr: {extra.get('lr', math.nan):.3e}  "
+            f"{color.orange}grad_norm: {grad_norm:7.4f}  "
+            f"{color.turquoise}memory: {memory.max_reserved_gib:5.2f}GiB  "
+            f"{color.blue}tokens/s: {tokens_per_second:,.0f}{mfu}  "
+            f"{color.cyan}left: {left}{color.reset}"
+        )
+        self._reset(step)
+
+    def log_validation(
+        self, loss: float, step: int, extra_metrics: dict[str, Any] | None = None
+    ) -> None:
+        """Write the validation loss (nats per token); its time does not count as training."""
+        metrics = {"validation_metrics/loss": loss, **(extra_metrics or {})}
+        self.logger.log(metrics, step)
+        self._remember(step=step, validation_loss=loss)
+        logger.info(f"{self.color.yellow}validation at step {step}: loss {loss:.5f}")
+
+    def _reset(self, step: int) -> None:
+        self.last_logged_step = step
+        self.ntokens_since_last_log = 0
+        self.data_loading_times.clear()
+        self.time_last_log = time.perf_counter()
+        self.device_memory_monitor.reset_peak_stats()
+
+    def _remember(self, **entry: float | None) -> None:
+        if self.is_writer:
+            self.history_path.parent.mkdir(parents=True, exist_ok=True)
+            with self.history_path.open("a") as file:
+                file.write(json.dumps(entry) + "\n")
+
+
+def read_history(dump_folder: str | Path) -> list[dict[str, float]]:
+    """Return what a run wrote of its steps, in order; steps that were done twice count once.
+
+    A run that continues from a checkpoint repeats the steps after it: the later entry holds.
+    """
+    path = Path(dump_folder) / HISTORY_FILE
+    if not path.exists():
+        return []
+    merged: dict[tuple[int, bool], dict[str, float]] = {}
+    for line in path.read_text().splitlines():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:  # the last line of a killed run
+            continue
+        merged[entry["step"], "validation_loss" in entry] = entry
+    return [merged[key] for key in sorted(merged)]
+
+
+def build_metrics(
+    job_config: JobConfig, parallel_dims: ParallelDims, model_args: Any = None
+) -> RunMetrics:
+    """Build the metrics of a run, as torchtitan's TrainSpec wants it."""
+    return RunMetrics(job_config, parallel_dims)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+__all__ = ["HISTORY_FILE", "RunMetrics", "build_metrics", "read_history"]

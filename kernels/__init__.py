@@ -1,0 +1,21 @@
+"""Operators on plain tensors: torch and triton only, no configuration, no process group."""
+
+# transformers probes for a top-level package named `kernels` and reads its version. Should this
+# folder ever be imported under that bare name, the attribute keeps the probe from raising.
+__version__ = "0.0.0"
+
+from titan_motif.kernels.reference import (
+    attention,
+    grouped_differential_attention,
+    poly_norm,
+    poly_norm_mul,
+    rms_norm,
+)
+
+__all__ = [
+    "attention",
+    "grouped_differential_attention",
+    "poly_norm",
+    "poly_norm_mul",
+    "rms_norm",
+]

@@ -1,0 +1,101 @@
+"""The operators in plain PyTorch: the path on CPU, and the oracle of every faster path."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def _accumulation_dtype(x: Tensor) -> torch.dtype:
+    """float64 for float64 inputs, float32 for all others."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def poly_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-6) -> Tensor:
+    """Apply PolyNorm over the last dimension.
+
+    Equation: y = w0 N(x^3) + w1 N(x^2) + w2 N(x) + b,  N(z) = z / sqrt(mean(z^2) + eps)
+              (Motif 2 12.7B technical report, https://arxiv.org/abs/2511.07464; PolyCom,
+              https://arxiv.org/abs/2411.03884)
+    Shapes:   x (..., width) floating; weight (3,); bias (1,) -> like x, in x's dtype
+    Computed: in float32 (float64 for float64 inputs), with one cast at the end
+    """
+    dtype = _accumulation_dtype(x)
+    wide, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
+
+    def normalized(z: Tensor) -> Tensor:
+        return z * torch.rsqrt(z.square().mean(-1, keepdim=True) + eps)
+
+    y = weight[0] * normalized(wide**3) + weight[1] * normalized(wide**2)
+    return (y + weight[2] * normalized(wide) + bias).to(x.dtype)
+
+
+def poly_norm_mul(x: Tensor, up: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-6) -> Tensor:
+    """Return PolyNorm(x) * up: the product is taken before the one cast to x's dtype.
+
+    Shapes: x, up (..., width); weight (3,); bias (1,) -> like x
+    """
+    dtype = _accumulation_dtype(x)
+    return (poly_norm(x.to(dtype), weight, bias, eps) * up.to(dtype)).to(x.dtype)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Normalise the last dimension to a root mean square of one, times `weight`.
+
+    Equation: y = x / sqrt(mean(x^2) + eps) * weight   (https://arxiv.org/abs/1910.07467)
+    Shapes:   x (..., width); weight (width,) -> like x, in x's dtype
+    """
+    dtype = _accumulation_dtype(x)
+    wide = x.to(dtype)
+    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return (wide * scale * weight.to(dtype)).to(x.dtype)
+
+
+def grouped_differential_attention(
+    q: Tensor,  # (batch, seq, heads, head_dim): per group `ratio` signal heads, then a noise head
+    k: Tensor,  # (batch, seq, 2 * pairs, head_dim): even heads serve signal, odd heads noise
+    v: Tensor,  # (batch, seq, 2 * pairs, head_dim): two neighbours form one value, 2 * head_dim
+    lam: Tensor,  # scalar
+    ratio: int,
+) -> Tensor:  # (batch, seq, signal heads, 2 * head_dim)
+    """Causal attention maps of the signal heads minus lam times their group's noise map.
+
+    Equation: O_s = softmax(q1_s k1_g^T / sqrt(d)) V_g - lam softmax(q2_g k2_g^T / sqrt(d)) V_g,
+              V_g = concat(v1_g, v2_g), g the group of signal head s
+              (Motif 2 12.7B technical report, https://arxiv.org/abs/2511.07464)
+    Raises:   ValueError if the heads do not form whole groups, or the groups do not share pairs
+    Departs:  each softmax meets v1 and v2 in two SDPA calls, since the fast SDPA kernels want
+              values as wide as the keys
+    """
+    batch, seq, num_heads, head_dim = q.shape
+    num_pairs, groups = k.shape[2] // 2, num_heads // (ratio + 1)
+    if num_heads != groups * (ratio + 1) or k.shape[2] % 2 or groups % max(num_pairs, 1):
+        raise ValueError(
+            f"{num_heads} query heads at ratio {ratio} with {k.shape[2]} key heads: heads must be "
+            f"a multiple of ratio + 1, and their groups a multiple of the key pairs"
+        )
+    grouped = q.view(batch, seq, groups, ratio + 1, head_dim)
+    q_signal = grouped[..., :ratio, :].flatten(2, 3).transpose(1, 2)
+    q_noise = grouped[..., ratio, :].transpose(1, 2)
+    k_signal, k_noise = k[:, :, 0::2].transpose(1, 2), k[:, :, 1::2].transpose(1, 2)
+    values = [v[:, :, half::2].transpose(1, 2) for half in (0, 1)]
+
+    def attend(queries: Tensor, keys: Tensor) -> Tensor:
+        halves = [_causal_attention(queries, keys, value) for value in values]
+        return torch.cat(halves, dim=-1).transpose(1, 2)  # (batch, seq, heads, 2 * head_dim)
+
+    noise = attend(q_noise, k_noise).repeat_interleave(ratio, dim=2)
+    return attend(q_signal, k_signal) - lam.to(q.dtype) * noise
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Plain causal attention; q (batch, seq, heads, head_dim), fewer key and value heads allowed.
+
+    Shapes: -> (batch, seq, heads, head_dim)
+    """
+    out = _causal_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+    return out.transpose(1, 2)
+
+
+def _causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """SDPA on (batch, heads, seq, head_dim); neighbouring query heads share a key head."""
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)

@@ -1,0 +1,35 @@
+"""Check a job before any process starts: `python -m titan_motif.check_config --world-size N ARGS`.
+
+Prints one line and exits with 2 where the job cannot run. Otherwise prints `corpus: DIR VOCAB` if
+the job reads the built-in corpus, so that the launcher can prepare it. `--help` lists
+every setting.
+"""
+
+import sys
+
+import titan_motif.device  # noqa: F401  (before anything of torchtitan)
+from titan_motif.config import JobConfig
+from titan_motif.config_loading import ConfigError, load_config
+
+
+def main(argv: list[str]) -> int:
+    """Return the exit code."""
+    if "--help" in argv or "-h" in argv:
+        import tyro
+
+        tyro.cli(JobConfig, args=["--help"], prog="run_train.sh")
+    world_size = None
+    if argv[:1] == ["--world-size"]:
+        world_size, argv = int(argv[1]), argv[2:]
+    try:
+        config = load_config(argv, world_size)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if config.training.dataset == "builtin":
+        print(f"corpus: {config.training.dataset_path} {config.training.builtin_vocab_size}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,135 @@
+"""The sections of a job's TOML file that differ from torchtitan's, or that it does not have.
+
+Every other section is torchtitan's own (torchtitan/config/job_config.py). Under torchtitan's own
+entry, `job.custom_config_module = "titan_motif.config"` merges this module's JobConfig.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import torchtitan.config.job_config as torchtitan_config
+
+
+@dataclass
+class ModelArguments:
+    """Overrides of a flavor's arguments (titan_motif.model.Motif2ModelArgs); None keeps its own."""
+
+    dim: int | None = None
+    """Width of the residual stream."""
+    n_layers: int | None = None
+    """Number of blocks."""
+    n_heads: int | None = None
+    """Query heads, signal and noise together."""
+    n_kv_heads: int | None = None
+    """Key heads."""
+    head_dim: int | None = None
+    """Width of one query or key head."""
+    hidden_dim: int | None = None
+    """Width of the feed-forward layer."""
+    grouped_ratio: int | None = None
+    """Signal heads for each noise head; 0 is plain attention."""
+    vocab_size: int | None = None
+    """Entries of the embedding."""
+    max_seq_len: int | None = None
+    """Longest sequence that the model is meant for."""
+    rope_theta: float | None = None
+    """Base of the rotary position embedding."""
+
+
+@dataclass
+class Model(torchtitan_config.Model):
+    """Which network to train."""
+
+    name: str = "motif2"
+    """The train spec: always motif2."""
+    flavor: str = "debug"
+    """A shape that has a name: debug, 100m_standard, 100m_gda, 2_6b, 12_7b."""
+    hf_assets_path: str = "data/builtin/tokenizer"
+    """Folder of the tokenizer in Hugging Face format."""
+    args: ModelArguments = field(default_factory=ModelArguments)
+    """Overrides of the flavor's arguments."""
+
+
+@dataclass
+class Training(torchtitan_config.Training):
+    """How long, how large, and in which precision."""
+
+    dataset: Literal["builtin", "prepared"] = "builtin"
+    """
+    'builtin' is the corpus made from this Python installation (run_train.sh prepares it);
+    'prepared' is a folder that holds train/tokens.npy and validation/tokens.npy.
+    """
+    dataset_path: str = "data/builtin"
+    """Folder of the prepared corpus."""
+    builtin_vocab_size: int = 2048
+    """Entries of the tokenizer that is trained on the built-in corpus."""
+    mixed_precision_param: Literal["auto", "bfloat16", "float32"] = "auto"
+    """
+    Dtype of the matrix products. Parameters stay in training.dtype and gradients are reduced in
+    mixed_precision_reduce. 'auto' is bfloat16 on an accelerator and float32 on CPU.
+    """
+
+
+@dataclass
+class Metrics(torchtitan_config.Metrics):
+    """What a run reports."""
+
+    enable_tensorboard: bool = True
+    """Write TensorBoard events under dump_folder/tb."""
+
+
+@dataclass
+class Checkpoint(torchtitan_config.Checkpoint):
+    """When to save, what to keep, where to begin."""
+
+    last_save_model_only: bool = False
+    """Save the model alone at the end; such a step cannot be continued from."""
+
+
+@dataclass
+class ActivationCheckpoint(torchtitan_config.ActivationCheckpoint):
+    """What is recomputed in the backward pass instead of kept."""
+
+    mode: Literal["selective", "full", "memory_budget", "none"] = "none"
+    """Type of activation checkpointing."""
+
+
+@dataclass
+class Validation(torchtitan_config.Validation):
+    """Loss on the held-out split; its data come from training.dataset_path."""
+
+    dataset: str = ""
+    """Unused: validation reads the validation split of training.dataset_path."""
+    steps: int = -1
+    """Micro-batches that each rank evaluates; -1 evaluates the whole held-out split."""
+
+
+@dataclass
+class Summary:
+    """What is written when a run ends."""
+
+    enable: bool = True
+    """Write summary.json, a loss curve as PNG, and samples, and print them."""
+    sample_tokens: int = 48
+    """Length of each of the three samples, in tokens; 0 leaves samples out."""
+
+
+@dataclass
+class JobConfig(torchtitan_config.JobConfig):
+    """A job: torchtitan's sections and ours."""
+
+    model: Model = field(default_factory=Model)
+    training: Training = field(default_factory=Training)
+    metrics: Metrics = field(default_factory=Metrics)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    activation_checkpoint: ActivationCheckpoint = field(default_factory=ActivationCheckpoint)
+    validation: Validation = field(default_factory=Validation)
+    summary: Summary = field(default_factory=Summary)
+
+
+def resolve(config: torchtitan_config.JobConfig) -> None:
+    """Replace what is 'auto' by what it means on this machine, in place. Twice is as once."""
+    if config.training.mixed_precision_param == "auto":
+        on_cpu = torch.accelerator.current_accelerator() is None
+        config.training.mixed_precision_param = "float32" if on_cpu else "bfloat16"

@@ -1,0 +1,193 @@
+"""What a job's values must be, alone and together: each rule gives the key and what is wrong."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from titan_motif.config import JobConfig
+from titan_motif.model.args import FLAVORS, Motif2ModelArgs
+
+Finding = tuple[str, str]
+"""A key, and the rest of the sentence about it."""
+
+_AT_LEAST = {
+    "training.steps": 1,
+    "training.local_batch_size": 1,
+    "training.seq_len": 1,
+    "training.gc_freq": 1,
+    "training.builtin_vocab_size": 300,
+    "training.dataloader.num_workers": 0,
+    "metrics.log_freq": 1,
+    "checkpoint.interval": 1,
+    "checkpoint.keep_latest_k": 0,
+    "checkpoint.load_step": -1,
+    "validation.local_batch_size": 1,
+    "validation.seq_len": 1,
+    "validation.freq": 1,
+    "lr_scheduler.warmup_steps": 0,
+    "summary.sample_tokens": 0,
+    "comm.init_timeout_seconds": 1,
+    "comm.train_timeout_seconds": 1,
+}
+_BETWEEN = {
+    "optimizer.beta1": (0.0, 1.0),
+    "optimizer.beta2": (0.0, 1.0),
+    "optimizer.weight_decay": (0.0, 1.0),
+    "lr_scheduler.min_lr_factor": (0.0, 1.0),
+}
+_ABOVE_ZERO = ("optimizer.lr", "optimizer.eps", "training.max_norm")
+
+
+def check_values(config: JobConfig, world_size: int | None) -> Iterator[Finding]:
+    """Yield every finding, the most basic first; a job without findings can start.
+
+    Args:
+        world_size: number of processes; None leaves out what depends on it
+    """
+    yield from _ranges(config)
+    yield from _unsupported(config)
+    yield from _model(config)
+    yield from _schedule(config)
+    yield from _files(config)
+    if world_size is not None:
+        yield from _layout(config, world_size)
+
+
+def model_args(config: JobConfig) -> Motif2ModelArgs:
+    """Return the flavor's arguments with the job's overrides; ValueError if they do not fit."""
+    args = dataclasses.replace(FLAVORS[config.model.flavor])
+    args.override(dataclasses.asdict(config.model.args))
+    return args
+
+
+def _value(config: JobConfig, key: str) -> float:
+    for name in key.split("."):
+        config = getattr(config, name)
+    return config
+
+
+def _ranges(config: JobConfig) -> Iterator[Finding]:
+    for key, least in _AT_LEAST.items():
+        if _value(config, key) < least:
+            yield key, f"is {_value(config, key)}; at least {least} is needed"
+    for key, (low, high) in _BETWEEN.items():
+        if not low <= _value(config, key) <= high:
+            yield key, f"is {_value(config, key)}; {low} to {high} is allowed"
+    for key in _ABOVE_ZERO:
+        if not _value(config, key) > 0:
+            yield key, f"is {_value(config, key)}; more than 0 is needed"
+    if config.checkpoint.keep_latest_k == 1:
+        yield "checkpoint.keep_latest_k", "is 1; 0 (keep all) or at least 2 is needed"
+    if config.validation.steps != -1 and config.validation.steps < 1:
+        steps = config.validation.steps
+        yield "validation.steps", f"is {steps}; -1 (the whole split) or at least 1 is needed"
+    size = config.training.global_batch_size
+    if size != -1 and size < 1:
+        yield "training.global_batch_size", f"is {size}; -1 or at least 1 is needed"
+
+
+def _unsupported(config: JobConfig) -> Iterator[Finding]:
+    """Settings of torchtitan's that this trainer does not serve: refused, never ignored."""
+    if config.model.name != "motif2":
+        yield "model.name", f"is {config.model.name!r}; 'motif2' is allowed"
+    if config.optimizer.name not in ("Adam", "AdamW"):
+        yield "optimizer.name", f"is {config.optimizer.name!r}; 'AdamW' or 'Adam' is allowed"
+    if config.optimizer.early_step_in_backward:
+        yield (
+            "optimizer.early_step_in_backward",
+            "is true; clipping needs false",
+        )
+    for key in (
+        "parallelism.data_parallel_replicate_degree",
+        "parallelism.tensor_parallel_degree",
+        "parallelism.pipeline_parallel_degree",
+        "parallelism.context_parallel_degree",
+        "parallelism.expert_parallel_degree",
+    ):
+        if _value(config, key) != 1:
+            yield (
+                key,
+                f"is {_value(config, key)}; only 1 is supported: use data_parallel_shard_degree",
+            )
+    for section in ("fault_tolerance", "memory_estimation"):
+        if getattr(config, section).enable:
+            yield f"{section}.enable", "is true; this trainer does not support it"
+    allowed = "quantize.linear.float8"
+    for converter in config.model.converters:
+        if converter != allowed:
+            yield "model.converters", f"names {converter!r}; {allowed!r} is allowed"
+    on_cpu = torch.accelerator.current_accelerator() is None
+    if on_cpu and config.checkpoint.async_mode == "async_with_pinned_mem":
+        yield (
+            "checkpoint.async_mode",
+            "is 'async_with_pinned_mem'; CPU allows 'disabled' or 'async'",
+        )
+
+
+def _model(config: JobConfig) -> Iterator[Finding]:
+    if config.model.flavor not in FLAVORS:
+        allowed = ", ".join(FLAVORS)
+        yield "model.flavor", f"is {config.model.flavor!r}; one of {allowed} is needed"
+        return
+    try:
+        args = model_args(config)
+    except ValueError as error:
+        yield "model.args", f"on flavor {config.model.flavor}: {error}"
+        return
+    longest = args.max_seq_len
+    for key in ("training.seq_len", "validation.seq_len"):
+        if _value(config, key) > longest:
+            yield key, f"is {_value(config, key)}; {config.model.flavor} allows at most {longest}"
+    vocab = config.training.builtin_vocab_size
+    if config.training.dataset == "builtin" and vocab > args.vocab_size:
+        yield (
+            "training.builtin_vocab_size",
+            (f"is {vocab}; the model's embedding has {args.vocab_size} entries"),
+        )
+
+
+def _schedule(config: JobConfig) -> Iterator[Finding]:
+    scheduler, steps = config.lr_scheduler, config.training.steps
+    total = scheduler.total_steps if scheduler.total_steps is not None else steps
+    if total < steps:
+        yield "lr_scheduler.total_steps", f"is {total}; at least training.steps, {steps}, is needed"
+    if scheduler.warmup_steps > total:
+        yield "lr_scheduler.warmup_steps", f"is {scheduler.warmup_steps}; the run has {total} steps"
+    if scheduler.decay_ratio is not None and not 0 <= scheduler.decay_ratio <= 1:
+        yield "lr_scheduler.decay_ratio", f"is {scheduler.decay_ratio}; 0.0 to 1.0 is allowed"
+
+
+def _files(config: JobConfig) -> Iterator[Finding]:
+    if config.training.dataset == "prepared":
+        for split in ("train", "validation"):
+            path = Path(config.training.dataset_path) / split / "tokens.npy"
+            if not path.is_file():
+                yield "training.dataset_path", f"is {config.training.dataset_path!r}; no {path}"
+        tokenizer = Path(config.model.hf_assets_path) / "tokenizer.json"
+        if not tokenizer.is_file():
+            yield "model.hf_assets_path", f"is {config.model.hf_assets_path!r}; no {tokenizer}"
+    initial = config.checkpoint.initial_load_path
+    if initial is not None and not Path(initial).is_dir():
+        yield "checkpoint.initial_load_path", f"is {initial!r}; no such folder"
+
+
+def _layout(config: JobConfig, world_size: int) -> Iterator[Finding]:
+    degree = config.parallelism.data_parallel_shard_degree
+    if degree not in (-1, world_size):
+        yield (
+            "parallelism.data_parallel_shard_degree",
+            (f"is {degree}; {world_size} processes allow -1 or {world_size}"),
+        )
+        return
+    unit = config.training.local_batch_size * world_size
+    size = config.training.global_batch_size
+    if size != -1 and size % unit:
+        yield (
+            "training.global_batch_size",
+            (
+                f"is {size}; a multiple of local_batch_size x data-parallel ranks "
+                f"({config.training.local_batch_size} x {world_size} = {unit}) is needed"
+            ),
+        )

@@ -1,0 +1,190 @@
+"""From a TOML file and a command line to a JobConfig, with one clear line for every mistake.
+
+The command line overrides the file: `--section.field value` (or `--section.field=value`, a bare
+`--section.field` for true, `--section.no_field` for false). Values are read as TOML reads them.
+"""
+
+import difflib
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli
+
+from titan_motif.config import JobConfig, resolve
+from titan_motif.config_checks import check_values
+
+
+class ConfigError(ValueError):
+    """A mistake of the user's in a configuration; its text is one line."""
+
+
+def load_config(argv: Sequence[str], world_size: int | None = None) -> JobConfig:
+    """Return the job that a command line describes.
+
+    Args:
+        argv:       the arguments after the program's name; --job.config_file names the TOML file
+        world_size: number of processes of the job; None leaves out the checks that need it
+    Raises: ConfigError naming the file (or the command line), the key, what was found and what is
+            allowed
+    """
+    overrides = dict(_read_command_line(argv))
+    path = overrides.get("job.config_file")
+    if path is not None and not isinstance(path, str):
+        raise ConfigError(f"command line: --job.config_file is {path!r}; a path is needed")
+    config = JobConfig()
+    origins: dict[str, str] = {}
+    if path is not None:
+        for key, value in _flatten(_read_toml(Path(path))):
+            _assign(config, key, value, f"{path}: [{key.rpartition('.')[0]}]")
+            origins[key] = path
+    for key, value in overrides.items():
+        _assign(config, key, value, "command line:", from_text=True)
+        origins[key] = "command line"
+    resolve(config)
+    for key, message in check_values(config, world_size):
+        origin = origins.get(key, path or "defaults")
+        raise ConfigError(f"{origin}: {key} {message}")
+    return config
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            return tomli.load(file)
+    except FileNotFoundError:
+        near = difflib.get_close_matches(path.stem, [p.stem for p in path.parent.glob("*.toml")])
+        hint = f"; did you mean {path.with_stem(near[0])}?" if near else ""
+        raise ConfigError(f"{path}: no such file{hint}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except tomli.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+
+
+def _flatten(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (section.field, value) of nested tables."""
+    for name, value in table.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _read_command_line(argv: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    position = 0
+    while position < len(argv):
+        argument = argv[position]
+        position += 1
+        if not argument.startswith("--"):
+            raise ConfigError(f"command line: {argument!r} stands alone; write --section.field")
+        name, has_value, text = argument[2:].partition("=")
+        key = name.replace("-", "_")
+        if not has_value and position < len(argv) and not argv[position].startswith("--"):
+            text, has_value = argv[position], "="
+            position += 1
+        if has_value:
+            yield key, text
+            continue
+        section, _, last = key.rpartition(".")
+        if last.startswith("no_") and _find(JobConfig, key) is None:
+            yield f"{section}.{last.removeprefix('no_')}", "false"
+        else:
+            yield key, "true"
+
+
+def _find(cls: type, key: str) -> Any:
+    """Return the type of section.field, or None where there is none."""
+    head, _, rest = key.partition(".")
+    kind = {f.name: f.type for f in fields(cls)}.get(head)
+    if kind is None or not rest:
+        return kind
+    return _find(kind, rest) if is_dataclass(kind) else None
+
+
+def _all_keys(cls: type, prefix: str = "") -> Iterator[str]:
+    for field in fields(cls):
+        if is_dataclass(field.type):
+            yield from _all_keys(field.type, f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}"
+
+
+def _assign(config: JobConfig, key: str, value: Any, origin: str, from_text: bool = False) -> None:
+    kind = _find(type(config), key)
+    *sections, name = key.split(".")
+    written = f"--{key}" if from_text else name
+    if kind is None or is_dataclass(kind):
+        raise ConfigError(f"{origin} {written} is not a setting{_nearest(key)}")
+    if from_text:
+        value = _from_text(value, kind)
+    if not _fits(value, kind):
+        raise ConfigError(f"{origin} {written} is {value!r}; {_describe(kind)} is needed")
+    target: Any = config
+    for section in sections:
+        target = getattr(target, section)
+    setattr(target, name, float(value) if kind is float else value)
+
+
+def _nearest(key: str) -> str:
+    keys = list(_all_keys(JobConfig))
+    same_name = [k for k in keys if k.rpartition(".")[2] == key.rpartition(".")[2]]
+    near = same_name or difflib.get_close_matches(key, keys, n=1)
+    if near:
+        return f"; did you mean {near[0]}?"
+    sections = sorted({k.partition(".")[0] for k in keys})
+    return f"; the sections are {', '.join(sections)}"
+
+
+def _members(kind: Any) -> tuple[Any, ...]:
+    is_union = isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union
+    return typing.get_args(kind) if is_union else (kind,)
+
+
+def _from_text(text: str, kind: Any) -> Any:
+    members = _members(kind)
+    if type(None) in members and text.lower() == "none":
+        return None
+    if any(member is str or typing.get_origin(member) is Literal for member in members):
+        return text
+    if list[str] in members:
+        return [part for part in text.split(",") if part]
+    if bool in members and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        return tomli.loads(f"value = {text}")["value"]
+    except tomli.TOMLDecodeError:
+        return text
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    for member in _members(kind):
+        origin = typing.get_origin(member)
+        if origin is Literal:
+            fits = type(value) is str and value in typing.get_args(member)
+        elif origin is list:
+            (item,) = typing.get_args(member)
+            fits = isinstance(value, list) and all(_fits(entry, item) for entry in value)
+        elif member is float:
+            fits = type(value) in (int, float)
+        else:
+            fits = type(value) is member
+        if fits:
+            return True
+    return False
+
+
+def _describe(kind: Any) -> str:
+    names = {int: "an integer", float: "a number", str: "a text", bool: "true or false"}
+    parts = []
+    for member in _members(kind):
+        if typing.get_origin(member) is Literal:
+            parts.append("one of " + ", ".join(map(repr, typing.get_args(member))))
+        elif typing.get_origin(member) is list:
+            parts.append("a list of texts")
+        elif member is not type(None):
+            parts.append(names.get(member, str(member)))
+    return " or ".join(parts)

@@ -1,0 +1,28 @@
+"""The feed-forward layer of a block: a gate through PolyNorm, times the up projection."""
+
+from torch import Tensor, nn
+
+from titan_motif import kernels
+from titan_motif.model.args import Motif2ModelArgs
+from titan_motif.model.scalars import LayerScalars
+
+
+class FeedForward(nn.Module):
+    """down(PolyNorm(gate(x)) * up(x))."""
+
+    def __init__(self, args: Motif2ModelArgs) -> None:
+        super().__init__()
+        self.eps = args.norm_eps
+        self.gate_proj = nn.Linear(args.dim, args.hidden_dim, bias=False)
+        self.up_proj = nn.Linear(args.dim, args.hidden_dim, bias=False)
+        self.down_proj = nn.Linear(args.hidden_dim, args.dim, bias=False)
+
+    def forward(
+        self,
+        x: Tensor,  # (batch, seq, dim)
+        scalars: LayerScalars,
+    ) -> Tensor:  # (batch, seq, dim)
+        gated = kernels.poly_norm_mul(
+            self.gate_proj(x), self.up_proj(x), scalars.poly_weight, scalars.poly_bias, self.eps
+        )
+        return self.down_proj(gated)

@@ -1,0 +1,74 @@
+"""The Motif-2 network: embedding, pre-norm blocks, final norm, output projection."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchtitan.protocols.model import ModelProtocol
+
+from titan_motif.model.args import Motif2ModelArgs
+from titan_motif.model.attention import Attention, RMSNorm, rotation_at
+from titan_motif.model.feed_forward import FeedForward
+from titan_motif.model.initialization import initialize
+from titan_motif.model.scalars import LayerScalars, ScalarParameters
+
+
+class Block(nn.Module):
+    """One layer: h = x + attention(norm(x)); out = h + feed_forward(norm(h))."""
+
+    def __init__(self, args: Motif2ModelArgs) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(args.dim, args.norm_eps)
+        self.attention = Attention(args)
+        self.ffn_norm = RMSNorm(args.dim, args.norm_eps)
+        self.feed_forward = FeedForward(args)
+
+    def forward(
+        self,
+        x: Tensor,  # (batch, seq, dim)
+        rotation: tuple[Tensor, Tensor],
+        scalars: LayerScalars,
+    ) -> Tensor:  # (batch, seq, dim)
+        x = x + self.attention(self.attention_norm(x), rotation, scalars)
+        return x + self.feed_forward(self.ffn_norm(x), scalars)
+
+
+class Motif2Model(ModelProtocol):
+    """A decoder of the Motif-2 family (https://arxiv.org/abs/2511.07464).
+
+    Build it on the meta device, apply the parallelism, `to_empty`, then `init_weights`.
+    """
+
+    def __init__(self, args: Motif2ModelArgs) -> None:
+        super().__init__(args)
+        self.model_args = args
+        self.tok_embeddings = nn.Embedding(args.vocab_size, args.dim)
+        self.scalars = ScalarParameters(args)
+        self.layers = nn.ModuleDict({str(i): Block(args) for i in range(args.n_layers)})
+        self.norm = RMSNorm(args.dim, args.norm_eps)
+        self.output = (
+            None if args.tie_embeddings else nn.Linear(args.dim, args.vocab_size, bias=False)
+        )
+
+    def init_weights(self, buffer_device: torch.device | None = None) -> None:
+        """Fill every parameter and buffer, with the same values on any layout of ranks."""
+        initialize(self, self.model_args)
+        self.scalars.reset_buffers()
+        if buffer_device is not None:
+            self.scalars.lam_init = self.scalars.lam_init.to(buffer_device)
+
+    def forward(
+        self,
+        tokens: Tensor,  # (batch, seq) integers
+        positions: Tensor | None = None,  # (batch, seq) integers; None counts from zero
+    ) -> Tensor:  # (batch, seq, vocab), in the dtype of the matrix products
+        """Return the logits of the token after each position."""
+        if positions is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
+        scalars = self.scalars()
+        args = self.model_args
+        rotation = rotation_at(positions, args.head_dim, args.rope_theta, scalars[0].lam.dtype)
+        h = self.tok_embeddings(tokens)
+        for block, layer_scalars in zip(self.layers.values(), scalars, strict=True):
+            h = block(h, rotation, layer_scalars)
+        h = self.norm(h)
+        return F.linear(h, self.tok_embeddings.weight) if self.output is None else self.output(h)

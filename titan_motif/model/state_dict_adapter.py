@@ -1,0 +1,63 @@
+"""The names of the released checkpoints, and ours."""
+
+import re
+from typing import Any
+
+from torchtitan.protocols.state_dict_adapter import StateDictAdapter
+
+from titan_motif.model.args import Motif2ModelArgs
+
+# Ours -> released; {i} is the layer.
+GLOBAL_NAMES = {
+    "tok_embeddings.weight": "model.embed_tokens.weight",
+    "norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+LAYER_NAMES = {
+    "layers.{i}.attention_norm.weight": "model.layers.{i}.input_layernorm.weight",
+    "layers.{i}.ffn_norm.weight": "model.layers.{i}.post_attention_layernorm.weight",
+    "layers.{i}.attention.q_proj.weight": "model.layers.{i}.self_attn.q_proj.weight",
+    "layers.{i}.attention.k_proj.weight": "model.layers.{i}.self_attn.k_proj.weight",
+    "layers.{i}.attention.v_proj.weight": "model.layers.{i}.self_attn.v_proj.weight",
+    "layers.{i}.attention.o_proj.weight": "model.layers.{i}.self_attn.o_proj.weight",
+    "layers.{i}.attention.head_norm.weight": "model.layers.{i}.self_attn.subln.weight",
+    "layers.{i}.feed_forward.gate_proj.weight": "model.layers.{i}.mlp.gate_proj.weight",
+    "layers.{i}.feed_forward.up_proj.weight": "model.layers.{i}.mlp.up_proj.weight",
+    "layers.{i}.feed_forward.down_proj.weight": "model.layers.{i}.mlp.down_proj.weight",
+    "scalars.layers.{i}.lambda_q1": "model.layers.{i}.self_attn.lambda_q1",
+    "scalars.layers.{i}.lambda_k1": "model.layers.{i}.self_attn.lambda_k1",
+    "scalars.layers.{i}.lambda_q2": "model.layers.{i}.self_attn.lambda_q2",
+    "scalars.layers.{i}.lambda_k2": "model.layers.{i}.self_attn.lambda_k2",
+    "scalars.layers.{i}.poly_weight": "model.layers.{i}.mlp.act_fn.weight",
+    "scalars.layers.{i}.poly_bias": "model.layers.{i}.mlp.act_fn.bias",
+}
+
+_LAYER = re.compile(r"(?<=layers\.)\d+(?=\.)")
+
+
+class Motif2StateDictAdapter(StateDictAdapter):
+    """torchtitan's adapter between our parameter names and the released checkpoints'."""
+
+    def __init__(self, model_args: Motif2ModelArgs, hf_assets_path: str | None) -> None:
+        super().__init__(model_args, hf_assets_path)
+        self.model_args = model_args
+
+    def to_hf(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """Rename our state dict as released; ValueError for a name that has no counterpart."""
+        return _renamed(state_dict, GLOBAL_NAMES | LAYER_NAMES)
+
+    def from_hf(self, hf_state_dict: dict[str, Any]) -> dict[str, Any]:
+        """Rename a released state dict as ours; ValueError for a name that has no counterpart."""
+        names = {theirs: ours for ours, theirs in (GLOBAL_NAMES | LAYER_NAMES).items()}
+        return _renamed(hf_state_dict, names)
+
+
+def _renamed(state_dict: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    renamed = {}
+    for name, value in state_dict.items():
+        layer = _LAYER.search(name)
+        pattern = _LAYER.sub("{i}", name, count=1)
+        if pattern not in names:
+            raise ValueError(f"{name} is not a parameter of Motif-2")
+        renamed[names[pattern].replace("{i}", layer.group() if layer else "")] = value
+    return renamed

@@ -1,0 +1,133 @@
+"""Parallelism as a function over a finished model (on meta).
+
+Order: activation checkpointing -> compile -> FSDP. FSDP is applied on one rank too, so that one
+precision policy holds on every layout, and no second path (autocast) exists.
+"""
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+)
+from torchtitan.config import TORCH_DTYPE_MAP, JobConfig
+from torchtitan.distributed import ParallelDims
+from torchtitan.distributed.activation_checkpoint import apply_ac
+from torchtitan.tools.logging import logger
+
+from titan_motif.device import device_type
+from titan_motif.model import Motif2Model
+
+
+def parallelize(
+    model: Motif2Model, parallel_dims: ParallelDims, job_config: JobConfig
+) -> Motif2Model:
+    """Apply what the job asks for to the model, in place, and return it."""
+    compiles_model = job_config.compile.enable and "model" in job_config.compile.components
+    if job_config.activation_checkpoint.mode != "none":
+        apply_ac(
+            model,
+            job_config.activation_checkpoint,
+            model_compile_enabled=compiles_model,
+            op_sac_save_list=KEPT_OPERATORS,
+            base_folder=job_config.job.dump_folder,
+        )
+    if compiles_model:
+        compile_blocks(model, job_config.compile.backend)
+    policy = precision_policy(job_config)
+    offload = CPUOffloadPolicy() if job_config.training.enable_cpu_offload else None
+    shard(
+        model,
+        data_parallel_mesh(parallel_dims),
+        policy,
+        reshard_after_forward=job_config.parallelism.fsdp_reshard_after_forward != "never",
+        offload_policy=offload,
+    )
+    logger.info(
+        f"FSDP over {parallel_dims.dp_shard} ranks: parameters float32, products "
+        f"{policy.param_dtype}, gradients reduced in {policy.reduce_dtype}"
+    )
+    return model
+
+
+KEPT_OPERATORS = {
+    torch.ops.aten.mm.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+}
+"""Operators whose results selective checkpointing keeps; norms and PolyNorm are recomputed."""
+
+
+def compile_blocks(model: Motif2Model, backend: str) -> None:
+    """Compile each block by itself: they share one graph, since a layer's lambda is a tensor."""
+    for name, block in model.layers.named_children():
+        model.layers.register_module(name, torch.compile(block, backend=backend, fullgraph=True))
+    logger.info(f"each block is compiled with {backend}")
+
+
+def precision_policy(job_config: JobConfig) -> MixedPrecisionPolicy:
+    """The one policy of every block: which dtype multiplies, and which one gradients meet in.
+
+    Inputs are not cast: the embedding's dtype sets the activations', and what the blocks receive in
+    float32 (lambda, PolyNorm's coefficients, rotation angles) has to stay so.
+    """
+    training = job_config.training
+    return MixedPrecisionPolicy(
+        param_dtype=TORCH_DTYPE_MAP[training.mixed_precision_param],
+        reduce_dtype=TORCH_DTYPE_MAP[training.mixed_precision_reduce],
+        cast_forward_inputs=False,
+    )
+
+
+def data_parallel_mesh(parallel_dims: ParallelDims) -> DeviceMesh:
+    """The mesh that parameters are sharded over; a mesh of one rank where there is one."""
+    if parallel_dims.fsdp_enabled:
+        return parallel_dims.get_mesh("fsdp")
+    return parallel_dims.world_mesh
+
+
+def shard(
+    model: Motif2Model,
+    mesh: DeviceMesh,
+    policy: MixedPrecisionPolicy,
+    reshard_after_forward: bool = True,
+    offload_policy: CPUOffloadPolicy | None = None,
+) -> None:
+    """Apply fully_shard to the float32 scalars, each block, both ends, and the root."""
+    common = {"mesh": mesh}
+    if offload_policy is not None:
+        common["offload_policy"] = offload_policy
+    float32 = MixedPrecisionPolicy(reduce_dtype=policy.reduce_dtype, cast_forward_inputs=False)
+    # A few kilobytes for all layers: kept whole between forward and backward.
+    fully_shard(model.scalars, mp_policy=float32, reshard_after_forward=False, **common)
+    for block in model.layers.values():
+        fully_shard(block, mp_policy=policy, reshard_after_forward=reshard_after_forward, **common)
+    if model.output is not None:
+        fully_shard(
+            model.tok_embeddings,
+            mp_policy=policy,
+            reshard_after_forward=reshard_after_forward,
+            **common,
+        )
+        # Needed again at once by the backward pass: not resharded.
+        fully_shard(
+            [model.norm, model.output], mp_policy=policy, reshard_after_forward=False, **common
+        )
+    # A tied embedding serves both ends: the root group holds it for the whole step.
+    fully_shard(model, mp_policy=policy, reshard_after_forward=False, **common)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            _sum_gradients(module)
+
+
+def _sum_gradients(module: nn.Module) -> None:
+    """Let gradients be summed: the trainer divides the loss by the global count of tokens."""
+    module.set_gradient_divide_factor(1.0)
+    if device_type == "cpu":
+        # gloo has no pre-multiplied sum, FSDP's default way of dividing.
+        module.set_force_sum_reduction_for_comms(True)

@@ -1,0 +1,81 @@
+"""Which part serves each of torchtitan's seams: the table of contents of the trainer.
+
+Importing this module registers the train spec `motif2`. Under torchtitan's own entry set
+`experimental.custom_import = "titan_motif.plugin"` and
+`job.custom_config_module = "titan_motif.config"`.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from torchtitan.components.loss import build_cross_entropy_loss
+from torchtitan.components.lr_scheduler import build_lr_schedulers
+from torchtitan.components.optimizer import build_optimizers
+from torchtitan.components.tokenizer import HuggingFaceTokenizer, build_hf_tokenizer
+from torchtitan.config import JobConfig
+from torchtitan.protocols.train_spec import TrainSpec, register_train_spec
+
+import titan_motif.device  # noqa: F401  (before anything of torchtitan)
+from titan_motif.components.curriculum.loader import StatefulTokenLoader, build_loader
+from titan_motif.components.metrics import build_metrics
+from titan_motif.components.validation import build_validator
+from titan_motif.config import resolve
+from titan_motif.model import FLAVORS, Motif2Model, Motif2ModelArgs, Motif2StateDictAdapter
+from titan_motif.parallelize import parallelize
+
+
+class _FreshFlavors(Mapping[str, Motif2ModelArgs]):
+    """The flavors as copies: a job writes its overrides into the arguments that it takes."""
+
+    def __getitem__(self, name: str) -> Motif2ModelArgs:
+        return replace(FLAVORS[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(FLAVORS)
+
+    def __len__(self) -> int:
+        return len(FLAVORS)
+
+
+def build_tokenizer(job_config: JobConfig) -> HuggingFaceTokenizer:
+    """Build the tokenizer; as the trainer's first seam it also settles what is 'auto'."""
+    resolve(job_config)
+    return build_hf_tokenizer(job_config)
+
+
+def build_dataloader(
+    dp_world_size: int, dp_rank: int, tokenizer: HuggingFaceTokenizer, job_config: JobConfig
+) -> StatefulTokenLoader:
+    """Build the loader of the training split."""
+    training = job_config.training
+    return build_loader(
+        f"{training.dataset_path}/train",
+        seq_len=training.seq_len,
+        local_batch_size=training.local_batch_size,
+        seed=job_config.debug.seed or 0,
+        dp_rank=dp_rank,
+        dp_world_size=dp_world_size,
+        num_workers=training.dataloader.num_workers,
+        pin_memory=training.dataloader.pin_memory,
+    )
+
+
+def get_train_spec() -> TrainSpec:
+    """Return the parts of a Motif-2 run."""
+    return TrainSpec(
+        model_cls=Motif2Model,
+        model_args=_FreshFlavors(),
+        parallelize_fn=parallelize,
+        pipelining_fn=None,
+        build_optimizers_fn=build_optimizers,
+        build_lr_schedulers_fn=build_lr_schedulers,
+        build_dataloader_fn=build_dataloader,
+        build_tokenizer_fn=build_tokenizer,
+        build_loss_fn=build_cross_entropy_loss,
+        build_validator_fn=build_validator,
+        build_metrics_processor_fn=build_metrics,
+        state_dict_adapter=Motif2StateDictAdapter,
+    )
+
+
+register_train_spec("motif2", get_train_spec())

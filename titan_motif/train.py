@@ -1,0 +1,197 @@
+"""The entry of a run: `torchrun -m titan_motif.train --job.config_file FILE [OVERRIDES]`.
+
+A thin subclass of torchtitan's Trainer. torchtitan's own `main` reads the command line at import
+and knows only its own configuration, so this module has its own.
+"""
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+import torchtitan
+import torchtitan.train
+from torchtitan.components.loss import IGNORE_INDEX
+from torchtitan.tools.logging import init_logger, logger
+
+import titan_motif.device  # noqa: F401  (before anything of torchtitan)
+from titan_motif import plugin  # noqa: F401  (registers the train spec)
+from titan_motif.components.checkpoint import CheckpointError, CompleteStepCheckpointManager
+from titan_motif.components.curriculum.loader import ValidationSequences
+from titan_motif.components.metrics import read_history
+from titan_motif.config import JobConfig
+from titan_motif.config_loading import ConfigError, load_config
+from titan_motif.device import device_type
+from titan_motif.evaluation.bigram import bigram_loss
+from titan_motif.evaluation.sampling import sample
+from titan_motif.run_records import bits_per_byte, write_start_records, write_summary
+
+SAMPLE_PROMPTS = ("The function returns", "def __init__(self", "Question: ")
+
+
+class MotifTrainer(torchtitan.train.Trainer):
+    """torchtitan's Trainer with complete-step checkpoints, run records and a summary at the end."""
+
+    def __init__(self, job_config: JobConfig) -> None:
+        with _torchtitan_with_our_checkpoints():
+            super().__init__(job_config)
+        # FSDP holds the precision policy on any number of ranks, one included: no autocast.
+        self.maybe_enable_amp = contextlib.nullcontext()
+        self.is_first_rank = torch.distributed.get_rank() == 0
+        self.batch_degree = self.parallel_dims.dp_replicate * self.parallel_dims.dp_shard
+        if self.is_first_rank:
+            write_start_records(job_config, torch.distributed.get_world_size())
+
+    def batch_generator(self, data_iterable):
+        # The first thing that happens after the checkpoint, if any, was loaded.
+        self.metrics_processor.start(self.step)
+        return super().batch_generator(data_iterable)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the step and the tokens seen by all ranks together."""
+        return {"step": self.step, "ntokens_seen": self.tokens_seen}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up a run, whatever the number of ranks that saved it."""
+        self.step = state_dict["step"]
+        self.ntokens_seen = state_dict["ntokens_seen"] // self.batch_degree
+
+    @property
+    def tokens_seen(self) -> int:
+        """Tokens of all ranks since the beginning of the run; torchtitan counts a rank's own."""
+        return self.ntokens_seen * self.batch_degree
+
+    def train(self) -> None:
+        super().train()
+        if self.job_config.summary.enable:
+            self.summarize()
+
+    @torch.no_grad()
+    def summarize(self) -> None:
+        """Write and print the summary of the run; all ranks have to call it."""
+        config, model = self.job_config, self.model_parts[0]
+        validation_loss = None
+        if config.validation.enable:
+            if self.validator.last_step != self.step:
+                self.validator.validate(self.model_parts, self.step)
+            validation_loss = self.validator.last_loss
+        samples = self._samples(model)
+        if not self.is_first_rank:
+            return
+        losses = [entry for entry in read_history(config.job.dump_folder) if "loss" in entry]
+        summary = {
+            "step": self.step,
+            "tokens_seen": self.tokens_seen,
+            "train_loss": losses[-1]["loss"] if losses else None,
+            "validation_loss": validation_loss,
+            "bits_per_byte": None,
+            "bigram_validation_loss": None,
+            "tokens_per_second": self.metrics_processor.average_tokens_per_second,
+        }
+        if validation_loss is not None:
+            summary.update(self._baselines(validation_loss))
+        write_summary(config, summary, samples)
+
+    def _baselines(self, validation_loss: float) -> dict[str, float]:
+        """Judge the same validation tokens by their bytes, and under a bigram model."""
+        config, folder = self.job_config, Path(self.job_config.training.dataset_path)
+        batches = ValidationSequences(
+            folder / "validation",
+            seq_len=config.validation.seq_len,
+            local_batch_size=config.validation.local_batch_size,
+            dp_rank=0,
+            dp_world_size=1,
+            max_batches=self._num_validation_batches(),
+        )
+        pairs = [(inputs["input"].numpy(), labels.numpy()) for inputs, labels in batches]
+        previous = np.concatenate([inputs.ravel() for inputs, _ in pairs])
+        following = np.concatenate([labels.ravel() for _, labels in pairs])
+        judged = following != IGNORE_INDEX
+        previous, following = previous[judged], following[judged]
+        train = np.load(folder / "train" / "tokens.npy", mmap_mode="r")
+        baselines = {
+            "bigram_validation_loss": bigram_loss(
+                train, previous, following, self.model_args.vocab_size
+            )
+        }
+        table = Path(config.model.hf_assets_path) / "token_bytes.npy"
+        if table.is_file():
+            token_bytes = np.load(table)
+            baselines["bits_per_byte"] = bits_per_byte(validation_loss, following, token_bytes)
+        return baselines
+
+    def _num_validation_batches(self) -> int:
+        """The batches that all ranks evaluated together."""
+        steps = self.job_config.validation.steps
+        return steps if steps == -1 else steps * self.batch_degree
+
+    def _samples(self, model: torch.nn.Module) -> list[str]:
+        """Continue three prompts; every rank takes part, since the model is sharded."""
+        num_tokens = self.job_config.summary.sample_tokens
+        if num_tokens == 0 or self.tokenizer is None:
+            return []
+        model.eval()
+        samples = []
+        for prompt in SAMPLE_PROMPTS:
+            ids = self.tokenizer.encode(prompt, add_bos=False, add_eos=False)
+            tokens = torch.tensor([ids], device=device_type)
+            samples.append(self.tokenizer.decode(sample(model, tokens, num_tokens)[0].tolist()))
+        model.train()
+        return samples
+
+
+@contextlib.contextmanager
+def _torchtitan_with_our_checkpoints() -> Iterator[None]:
+    """torchtitan's Trainer builds its checkpoint manager by name: give the name to ours."""
+    with mock.patch.object(torchtitan.train, "CheckpointManager", CompleteStepCheckpointManager):
+        yield
+
+
+class _DropUntrue(logging.Filter):
+    """Drop torchtitan's lines that do not hold here: FSDP, not autocast, sets the precision."""
+
+    untrue = ("Mixed precision training is", "Peak FLOPS used for computing MFU: nan")
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(self.untrue)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run a job and return the exit code: 0 done, 1 failed in the run, 2 a bad configuration."""
+    init_logger()
+    logger.addFilter(_DropUntrue())
+    if "LOCAL_RANK" not in os.environ:
+        print("error: start it through ./run_train.sh or torchrun", file=sys.stderr)
+        return 2
+    try:
+        config = load_config(argv, int(os.environ["WORLD_SIZE"]))
+    except ConfigError as error:
+        if os.environ["LOCAL_RANK"] == "0":
+            print(f"error: {error}", file=sys.stderr)
+        return 2
+    trainer: MotifTrainer | None = None
+    try:
+        trainer = MotifTrainer(config)
+        if config.checkpoint.create_seed_checkpoint:
+            trainer.checkpointer.save(curr_step=0, last_step=True)
+        else:
+            trainer.train()
+    except CheckpointError as error:
+        if os.environ["RANK"] == "0":
+            print(f"error: {error}", file=sys.stderr)
+        return 1
+    finally:
+        if trainer is not None:
+            trainer.close()
+    torch.distributed.destroy_process_group()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
