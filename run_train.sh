@@ -95,7 +95,7 @@ choose_processes() {
   [[ $NNODES =~ ^[1-9][0-9]*$ ]] || die "NNODES is '$NNODES'; a positive number is needed"
   if ((NNODES > 1)); then
     [[ -n ${NODE_RANK:-} ]] || die "NNODES is $NNODES; set NODE_RANK to this machine's, from 0"
-    [[ -n ${MASTER_ADDR:-} ]] || die "NNODES is $NNODES; set MASTER_ADDR to the first machine's name"
+    [[ -n ${MASTER_ADDR:-} ]] || die "NNODES is $NNODES; set MASTER_ADDR to machine 0's name"
   fi
   ((num_gpus == 0 || NGPU <= num_gpus)) || die "NGPU is $NGPU; this machine shows $num_gpus GPUs"
 }
@@ -111,7 +111,8 @@ prepare() {
 }
 
 launch() {
-  local rank hidden="" log_rank=${LOG_RANK:-0} log_dir=${LOG_DIR:-outputs/rank_logs} where threads=""
+  local rank hidden="" where threads=""
+  local log_rank=${LOG_RANK:-0} log_dir=${LOG_DIR:-outputs/rank_logs}
   [[ -z ${LOG_DIR:-} || $log_dir == /* ]] || log_dir=$callers_directory/$log_dir
   for ((rank = 0; rank < NGPU; rank++)); do
     [[ ",$log_rank," == *",$rank,"* ]] || hidden+="${hidden:+,}$rank:3"

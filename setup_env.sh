@@ -5,7 +5,7 @@
 #
 # Taken, in this order: $PYTHON, the active virtual or conda environment, the repository's .venv,
 # python3 on the PATH. The first one that has titan_motif and all it needs is used as it is.
-# Where none has, .venv is made here, once, about 3 minutes; an interrupted set-up goes on next time.
+# Where none has, .venv is made here, once, in minutes; an interrupted set-up goes on next time.
 #
 #   TORCH_SPEC       what pip installs first, default torch==2.13.0; never replaced afterwards,
 #                    except by another TORCH_SPEC. For a build other than your platform's default
@@ -28,7 +28,7 @@ die() {
 
 setup_env() {
   local extras=${1:-} chosen
-  [[ $extras == "" || $extras == dev ]] || die "setup_env: unknown extras '$extras'; use dev or none"
+  [[ $extras == "" || $extras == dev ]] || die "setup_env: unknown extras '$extras'; use dev"
   chosen=$(_active_python)
   if [[ -n $chosen && $chosen != "$venv/"* && -z $(_problem "$chosen" "$extras") ]]; then
     PYTHON=$chosen
@@ -89,7 +89,7 @@ _has_wanted_torch() {
 }
 
 _torch_version() {
-  "$venv/bin/python" -c 'from importlib.metadata import version; print("torch==" + version("torch"))'
+  "$venv/bin/python" -c 'from importlib.metadata import version as v; print("torch==" + v("torch"))'
 }
 
 _is_complete() { # EXTRAS
@@ -120,6 +120,7 @@ _complete_venv() { # EXTRAS
     _torch_version >"$venv/.titan_motif_torch" 2>/dev/null || rm -f "$venv/.titan_motif_torch"
   fi
 
+  : >"$venv/setup.log"
   if ! _has_wanted_torch; then
     rm -f "$venv/.titan_motif_torch" "$(_stamp)" "$(_stamp dev)"
     say "2/4 installing torch ($torch)"
@@ -128,13 +129,14 @@ _complete_venv() { # EXTRAS
   fi
 
   say "3/4 installing titan-motif${extras:+ with the $extras tools} and what it needs"
-  _torch_version >"$constraints"
+  _torch_version >"$constraints" 2>>"$venv/setup.log" ||
+    die "torch has gone from $venv; remove that folder and start again"
   _pip --constraint "$constraints" --editable "$repository${extras:+[$extras]}"
 
   say "4/4 checking the environment"
   local problem
   problem=$(_problem "$venv/bin/python" "$extras")
-  [[ -z $problem ]] || die "$venv $problem; remove it and start again"
+  [[ -z $problem ]] || die "$venv $problem; remove that folder and start again"
   "$venv/bin/python" -c "import torch" 2>>"$venv/setup.log" ||
     die "torch does not import: $(tail -n 1 "$venv/setup.log")"
   _fingerprint "" >"$(_stamp)"
@@ -146,8 +148,8 @@ _make_venv() {
   active=$(_active_python)
   [[ $active != "$venv/"* ]] || active=""
   base=$(_base_python "$active")
-  [[ -n $base ]] ||
-    die "Python 3.11 or later is needed; ${active:-python3} is $("${active:-python3}" -V 2>&1 || true)"
+  [[ -n $base ]] || die "Python 3.11 or later is needed;" \
+    "${active:-python3} is $("${active:-python3}" -V 2>&1 || true)"
   "$base" -c "import venv, ensurepip" 2>/dev/null ||
     die "$base lacks the venv module (on Debian and Ubuntu: the package python3-venv)"
   [[ -z $active ]] || say "$active $(_problem "$active" "$extras"); making .venv instead"

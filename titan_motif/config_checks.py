@@ -153,8 +153,6 @@ def _schedule(config: JobConfig) -> Iterator[Finding]:
     total = scheduler.total_steps if scheduler.total_steps is not None else steps
     if total < steps:
         yield "lr_scheduler.total_steps", f"is {total}; at least training.steps, {steps}, is needed"
-    if scheduler.warmup_steps > total:
-        yield "lr_scheduler.warmup_steps", f"is {scheduler.warmup_steps}; the run has {total} steps"
     if scheduler.decay_ratio is not None and not 0 <= scheduler.decay_ratio <= 1:
         yield "lr_scheduler.decay_ratio", f"is {scheduler.decay_ratio}; 0.0 to 1.0 is allowed"
 

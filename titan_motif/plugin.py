@@ -5,6 +5,9 @@ Importing this module registers the train spec `motif2`. Under torchtitan's own 
 `job.custom_config_module = "titan_motif.config"`.
 """
 
+import titan_motif.device  # noqa: F401  (before anything of torchtitan)
+
+# isort: split
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
@@ -15,7 +18,6 @@ from torchtitan.components.tokenizer import HuggingFaceTokenizer, build_hf_token
 from torchtitan.config import JobConfig
 from torchtitan.protocols.train_spec import TrainSpec, register_train_spec
 
-import titan_motif.device  # noqa: F401  (before anything of torchtitan)
 from titan_motif.components.curriculum.loader import StatefulTokenLoader, build_loader
 from titan_motif.components.metrics import build_metrics
 from titan_motif.components.validation import build_validator

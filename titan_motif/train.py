@@ -4,6 +4,9 @@ A thin subclass of torchtitan's Trainer. torchtitan's own `main` reads the comma
 and knows only its own configuration, so this module has its own.
 """
 
+import titan_motif.device  # noqa: F401  (before anything of torchtitan)
+
+# isort: split
 import contextlib
 import logging
 import os
@@ -20,7 +23,6 @@ import torchtitan.train
 from torchtitan.components.loss import IGNORE_INDEX
 from torchtitan.tools.logging import init_logger, logger
 
-import titan_motif.device  # noqa: F401  (before anything of torchtitan)
 from titan_motif import plugin  # noqa: F401  (registers the train spec)
 from titan_motif.components.checkpoint import CheckpointError, CompleteStepCheckpointManager
 from titan_motif.components.curriculum.loader import ValidationSequences

@@ -1,1 +1,1 @@
-"""The built-in corpus, made from what every CPython installation has."""
+"""The built-in corpus: English, code and mathematics from what every CPython installation has."""

@@ -1,0 +1,288 @@
+"""torchtitan's checkpoint manager, in which only complete steps count.
+
+The manager of torchtitan 0.2.2 counts every directory with "step-N" in its name when it keeps the
+last k, so that partial saves can push good ones out; starts from random weights where it was told
+to load and finds only a partial step; and stops nobody from leaving while an asynchronous save
+still runs. This one decides by `incomplete_reason`, and says what it does.
+"""
+
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint import FileSystemReader
+from torchtitan.components.checkpoint import CheckpointManager
+from torchtitan.tools.logging import logger
+
+_STEP = re.compile(r"step-(\d+)")
+_DELETING = ".deleting-"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that was asked for cannot be loaded or saved; its text is one line."""
+
+
+@dataclass(frozen=True)
+class SavedStep:
+    """What a step's directory holds."""
+
+    step: int
+    path: str
+    problem: str | None
+    """Why it cannot be used; None if it is complete."""
+    is_model_only: bool = False
+
+    def __str__(self) -> str:
+        return f"step-{self.step} {self.problem}"
+
+
+def incomplete_reason(path: str | Path) -> str | None:
+    """Return what a DCP or safetensors directory lacks to be a whole save, or None.
+
+    DCP writes `.metadata` last; it names each file and the last byte that is needed of it. Whether
+    the bytes are those that were written is not looked at.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return "is no directory"
+    if _is_safetensors(path):
+        return None
+    if not (path / ".metadata").is_file():
+        return "has no .metadata: its save did not finish"
+    try:
+        metadata = FileSystemReader(path).read_metadata()
+        needed: dict[str, int] = {}
+        for entry in (metadata.storage_data or {}).values():
+            end = entry.offset + entry.length
+            needed[entry.relative_path] = max(needed.get(entry.relative_path, 0), end)
+    except Exception as error:  # a damaged pickle raises anything
+        return f"has a .metadata that cannot be read ({type(error).__name__})"
+    for name, num_bytes in sorted(needed.items()):
+        file = path / name
+        if not file.is_file():
+            return f"lacks its file {name}"
+        if file.stat().st_size < num_bytes:
+            return f"has {file.stat().st_size} bytes in {name}, of {num_bytes}"
+    return None
+
+
+def saved_steps(folder: str | Path) -> list[SavedStep]:
+    """Return the steps in a checkpoint folder, newest first; other names are no steps."""
+    folder = Path(folder)
+    found = []
+    for path in folder.iterdir() if folder.is_dir() else ():
+        match = _STEP.fullmatch(path.name)
+        if match and path.is_dir():
+            problem = incomplete_reason(path)
+            model_only = problem is None and _holds_model_alone(path)
+            found.append(SavedStep(int(match.group(1)), str(path), problem, model_only))
+    return sorted(found, key=lambda saved: saved.step, reverse=True)
+
+
+def _is_safetensors(path: Path) -> bool:
+    return any(path.glob("model*.safetensors")) or (path / "model.safetensors.index.json").is_file()
+
+
+def _holds_model_alone(path: Path) -> bool:
+    if _is_safetensors(path):
+        return True
+    names = FileSystemReader(path).read_metadata().state_dict_metadata
+    return not any(name.startswith("train_state") for name in names)
+
+
+class CompleteStepCheckpointManager(CheckpointManager):
+    """torchtitan's manager; only complete steps are continued from and counted.
+
+    `resumed_from` is the step that a run continues from, None for a run from its first step.
+    """
+
+    resumed_from: int | None = None
+    _saving_step: int | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.enable and dist.get_rank() == 0:
+            for leftover in Path(self.folder).glob(f"{_DELETING}*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+
+    # ---- loading
+
+    @torch.no_grad()
+    def load(self, step: int = -1) -> bool:
+        """Load `step`, or the newest complete one (-1), or what the run was told to begin from.
+
+        Returns: whether anything was loaded; every rank decides alike
+        Raises:  CheckpointError if something was to be loaded and cannot be
+        """
+        if not self.enable:
+            return False
+        steps = _from_first_rank(lambda: saved_steps(self.folder))
+        if step != -1:
+            return self._load_wanted(step, steps)
+        if not steps:
+            return self._load_initial()
+        self._load_newest(steps)
+        return True
+
+    def _load_wanted(self, step: int, steps: list[SavedStep]) -> bool:
+        found = {saved.step: saved for saved in steps}.get(step)
+        if found is None or found.problem:
+            complete = [saved.step for saved in steps if not saved.problem]
+            problem = found.problem if found else "does not exist"
+            raise CheckpointError(
+                f"{self.folder}: step-{step} {problem}; complete steps: "
+                f"{', '.join(map(str, sorted(complete))) or 'none'}"
+            )
+        failure = self._try_to_load(found)
+        if failure:
+            raise CheckpointError(f"{found.path}: cannot be loaded: {failure}")
+        return True
+
+    def _load_newest(self, steps: list[SavedStep]) -> None:
+        """Load the newest step that can be loaded, naming each newer one that cannot."""
+        problems = []
+        for saved in steps:
+            if saved.problem:
+                problem = saved.problem
+            elif saved.is_model_only and saved.step != 0:  # step 0 is a seed checkpoint
+                problem = "holds the model alone and cannot be continued from"
+            else:
+                problem = self._try_to_load(saved)
+            if not problem:
+                return
+            problems.append(f"step-{saved.step} {problem}")
+            logger.warning(f"checkpoint: {problems[-1]}; trying the step before it")
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise CheckpointError(
+            f"{self.folder}: no step can be continued from: {'; '.join(problems[:3])}{more}. "
+            f"Remove the folder to begin anew"
+        )
+
+    def _try_to_load(self, saved: SavedStep) -> str | None:
+        """Load a step; return why it failed on any rank, or None."""
+        failure = None
+        try:
+            states = self._states_to_load(model_only=saved.is_model_only)
+            self.dcp_load(states, saved.path, from_hf=False, from_quantized=False)
+        except Exception as error:  # damaged files raise anything, on one rank or on all
+            failure = f"failed to load ({_one_line(error)})"
+        failure = next(filter(None, _from_all_ranks(failure)), None)
+        if failure is None:
+            self.resumed_from = saved.step
+            logger.info(f"continuing from step {saved.step} ({saved.path})")
+        return failure
+
+    def _load_initial(self) -> bool:
+        path = self.initial_load_path
+        if path is None and self.initial_load_in_hf and self.sd_adapter is not None:
+            path = self.sd_adapter.hf_assets_path
+        if path is None:
+            logger.info(f"no checkpoint in {self.folder}: starting from the first step")
+            return False
+        if self.initial_load_in_hf and not self.initial_load_model_only:
+            raise CheckpointError(
+                "checkpoint.initial_load_in_hf loads the model alone; set "
+                "checkpoint.initial_load_model_only"
+            )
+        problem = _from_first_rank(lambda: incomplete_reason(path))
+        if problem:
+            raise CheckpointError(f"{path}: the checkpoint to begin from {problem}")
+        failure = None
+        try:
+            self.dcp_load(
+                self._states_to_load(self.initial_load_model_only),
+                checkpoint_id=path,
+                from_hf=self.initial_load_in_hf,
+                from_quantized=self.initial_load_in_hf_quantized,
+            )
+        except Exception as error:  # as in _try_to_load
+            failure = _one_line(error)
+        failure = next(filter(None, _from_all_ranks(failure)), None)
+        if failure:
+            raise CheckpointError(f"{path}: cannot be loaded: {failure}")
+        logger.info(f"beginning from the weights of {path}")
+        return True
+
+    # ---- saving
+
+    @torch.no_grad()
+    def save(self, curr_step: int, last_step: bool = False) -> None:
+        """Save if the step is due; an earlier asynchronous save that failed is raised here."""
+        if not self._should_save(curr_step, last_step):
+            return
+        self._async_wait()
+        self._saving_step = curr_step
+        path = self._create_checkpoint_id(curr_step)
+        # An old directory of this step would lend its .metadata to a save that does not finish.
+        if _from_first_rank(lambda: Path(path).exists() and self._set_aside(path)):
+            logger.info(f"checkpoint: replacing {path}")
+        super().save(curr_step, last_step)
+        if last_step:
+            self._purge_stale_checkpoints()
+
+    def _async_wait(self) -> None:
+        try:
+            super()._async_wait()
+        except Exception as error:
+            self.save_future = None
+            raise CheckpointError(
+                f"saving step {self._saving_step} failed: {_one_line(error)}"
+            ) from error
+
+    def _purge_stale_checkpoints(self) -> None:
+        """Remove all but the newest k complete steps, and partial ones older than the newest."""
+        if self.keep_latest_k == 0 or dist.get_rank() != 0:
+            return
+        steps = saved_steps(self.folder)
+        complete = [saved for saved in steps if not saved.problem]
+        if not complete:
+            return
+        partial = [s for s in steps if s.problem and s.step < complete[0].step]
+        for saved in [*complete[self.keep_latest_k :], *partial]:
+            self._set_aside(saved.path)
+
+    def _set_aside(self, path: str) -> bool:
+        """Rename a step, so that it never looks whole while its files go, and let it be removed."""
+        doomed = Path(path).with_name(f"{_DELETING}{Path(path).name}")
+        shutil.rmtree(doomed, ignore_errors=True)
+        Path(path).rename(doomed)
+        if self.purge_thread is None:
+            shutil.rmtree(doomed, ignore_errors=True)
+        else:
+            self.purge_queue.put(str(doomed))
+        return True
+
+    def close(self) -> None:
+        """Wait for a running save, so that no process leaves a half-written step behind."""
+        if getattr(self, "enable", False) and getattr(self, "save_future", None) is not None:
+            self._async_wait()
+            self.save_future = None
+        super().close()
+
+
+def _one_line(error: BaseException) -> str:
+    """The innermost message: DCP wraps what each rank raised, with tracebacks, in one text."""
+    inner = error
+    failures = getattr(error, "failures", None)  # torch's CheckpointException
+    if failures:
+        inner = next(iter(failures.values()))[0]
+    lines = str(inner).strip().splitlines() or [""]
+    return f"{type(inner).__name__}: {lines[0]}"
+
+
+def _from_first_rank(produce: Callable[[], Any]) -> Any:
+    """Return on every rank what rank 0 finds on disk, so that all decide alike."""
+    box = [produce() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def _from_all_ranks(value: Any) -> list[Any]:
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values

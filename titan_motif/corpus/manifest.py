@@ -1,0 +1,46 @@
+"""The manifest of a prepared corpus: its settings, its counts, and a hash of every file."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+
+
+def load_manifest(folder: str | Path) -> dict[str, Any]:
+    """Return the manifest of a corpus whose files are there at their recorded sizes.
+
+    Raises: ValueError, one line, naming the file that is missing, damaged or of another size
+    """
+    folder = Path(folder)
+    path = folder / MANIFEST
+    again = f"prepare it with: python -m titan_motif.corpus --output {folder}"
+    try:
+        manifest = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file; {again}") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); {again}") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise ValueError(f"{path}: not a manifest of format {FORMAT}; {again}")
+    for name, recorded in manifest["files"].items():
+        file = folder / name
+        size = file.stat().st_size if file.is_file() else None
+        if size != recorded["bytes"]:
+            found = "missing" if size is None else f"{size} bytes long"
+            raise ValueError(f"{file}: {found}; the manifest says {recorded['bytes']}; {again}")
+    return manifest
+
+
+def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return size and SHA-256 of every file under a folder, by its relative name."""
+    return {
+        path.relative_to(folder).as_posix(): {
+            "bytes": path.stat().st_size,
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        }
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }

@@ -1,0 +1,139 @@
+"""From documents to a folder that a run reads: tokenizer, two splits, manifest."""
+
+import hashlib
+import json
+import platform
+import random
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from titan_motif.corpus import code, english, mathematics
+from titan_motif.corpus.manifest import FORMAT, MANIFEST, describe_files, load_manifest
+from titan_motif.corpus.tokenizer import END_OF_TEXT, save_tokenizer, train_tokenizer
+
+GROUPS = ("english", "code", "mathematics")
+SHARES = (0.35, 0.40, 0.25)
+"""Shares of the groups in the text, in bytes."""
+VALIDATION_SHARE = 0.02
+
+Document = tuple[int, str]
+"""Index of the group, and the text."""
+
+
+def prepare(
+    output: str | Path, vocab_size: int = 2048, megabytes: float = 9.0, seed: int = 0
+) -> bool:
+    """Write the corpus into a folder, unless it is there already; return whether it was written.
+
+    Everything is written beside the folder and moved into place at the end, manifest last.
+    Raises: ValueError if the corpus is too small for the vocabulary
+    """
+    output = Path(output)
+    settings = {
+        "vocab_size": vocab_size,
+        "megabytes": megabytes,
+        "seed": seed,
+    }
+    if _is_ready(output, settings):
+        return False
+    building = output.with_name(output.name + ".building")
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir(parents=True)
+    begin = time.perf_counter()
+
+    splits = split_documents(_gather(megabytes, seed), seed)
+    texts = [text for _, text in splits["train"]]
+    _say(begin, f"gathered {len(texts)} documents, {sum(map(len, texts)) / 1e6:.1f} MB of text")
+    tokenizer = train_tokenizer(texts, vocab_size)
+    save_tokenizer(tokenizer, building / "tokenizer")
+    _say(begin, f"trained a tokenizer of {vocab_size} entries")
+    counts = {name: write_split(docs, tokenizer, building / name) for name, docs in splits.items()}
+    for name, groups in counts.items():
+        tokens = ", ".join(f"{group} {count['tokens']:,}" for group, count in groups.items())
+        _say(begin, f"{name}: tokens of {tokens}")
+    manifest = {
+        "format": FORMAT,
+        "settings": settings,
+        "python": platform.python_version(),
+        "groups": GROUPS,
+        "splits": counts,
+        "files": describe_files(building),
+    }
+    (building / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    shutil.rmtree(output, ignore_errors=True)
+    building.rename(output)
+    return True
+
+
+def _is_ready(output: Path, settings: dict[str, Any]) -> bool:
+    try:
+        return load_manifest(output)["settings"] == settings
+    except ValueError as error:
+        if output.exists():
+            print(f"corpus: prepared anew: {error}", flush=True)
+        return False
+
+
+def _gather(megabytes: float, seed: int) -> Iterator[Document]:
+    """Yield each group's documents, in a fixed order, up to its share of the text."""
+    sources = (english.documents(), code.documents(), mathematics.documents(seed))
+    for group, (source, share) in enumerate(zip(sources, SHARES, strict=True)):
+        left = share * megabytes * 1e6
+        for text in _shuffled(source, seed) if group == 1 else source:
+            if left <= 0:
+                break
+            left -= len(text.encode())
+            yield group, text
+
+
+def _shuffled(documents: Iterable[str], seed: int) -> list[str]:
+    """Mix the library's files: the first of them by name are not like the rest."""
+    mixed = list(documents)
+    random.Random(seed).shuffle(mixed)
+    return mixed
+
+
+def split_documents(documents: Iterable[Document], seed: int) -> dict[str, list[Document]]:
+    """Deal documents to validation or training by a hash of their text, then shuffle each once."""
+    splits: dict[str, list[Document]] = {"train": [], "validation": []}
+    for group, text in documents:
+        digest = hashlib.sha256(text.encode()).digest()
+        is_held_out = int.from_bytes(digest[:4], "big") < VALIDATION_SHARE * 2**32
+        splits["validation" if is_held_out else "train"].append((group, text))
+    for split in splits.values():
+        random.Random(seed).shuffle(split)
+    return splits
+
+
+def write_split(
+    documents: list[Document], tokenizer: Tokenizer, folder: Path
+) -> dict[str, dict[str, int]]:
+    """Write a split's tokens, each document's end and group; return the counts by group."""
+    folder.mkdir(parents=True)
+    end = tokenizer.token_to_id(END_OF_TEXT)
+    dtype = np.uint16 if tokenizer.get_vocab_size() <= 2**16 else np.uint32
+    pieces, counts = (
+        [],
+        {name: dict.fromkeys(("documents", "tokens", "bytes"), 0) for name in GROUPS},
+    )
+    encodings = tokenizer.encode_batch_fast([text for _, text in documents])
+    for (group, text), encoding in zip(documents, encodings, strict=True):
+        pieces.append(np.array([*encoding.ids, end], dtype=dtype))
+        count = counts[GROUPS[group]]
+        count["documents"] += 1
+        count["tokens"] += len(pieces[-1])
+        count["bytes"] += len(text.encode())
+    np.save(folder / "tokens.npy", np.concatenate(pieces))
+    np.save(folder / "document_offsets.npy", np.cumsum([0, *map(len, pieces)], dtype=np.int64))
+    np.save(folder / "document_groups.npy", np.array([g for g, _ in documents], dtype=np.uint8))
+    return counts
+
+
+def _say(begin: float, text: str) -> None:
+    print(f"corpus: {text} ({time.perf_counter() - begin:.1f} s)", flush=True)
