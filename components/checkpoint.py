@@ -16,11 +16,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.api import CheckpointException
 from torchtitan.components.checkpoint import CheckpointManager
 from torchtitan.tools.logging import logger
 
 _STEP = re.compile(r"step-(\d+)")
 _DELETING = ".deleting-"
+
+_ANY_FAILURE = (Exception, CheckpointException)
+"""Damaged files raise anything, on one rank or on all; DCP's own error is no Exception."""
 
 
 class CheckpointError(RuntimeError):
@@ -169,7 +173,7 @@ class CompleteStepCheckpointManager(CheckpointManager):
         try:
             states = self._states_to_load(model_only=saved.is_model_only)
             self.dcp_load(states, saved.path, from_hf=False, from_quantized=False)
-        except Exception as error:  # damaged files raise anything, on one rank or on all
+        except _ANY_FAILURE as error:
             failure = f"failed to load ({_one_line(error)})"
         failure = next(filter(None, _from_all_ranks(failure)), None)
         if failure is None:
@@ -200,7 +204,7 @@ class CompleteStepCheckpointManager(CheckpointManager):
                 from_hf=self.initial_load_in_hf,
                 from_quantized=self.initial_load_in_hf_quantized,
             )
-        except Exception as error:  # as in _try_to_load
+        except _ANY_FAILURE as error:
             failure = _one_line(error)
         failure = next(filter(None, _from_all_ranks(failure)), None)
         if failure:
@@ -228,7 +232,7 @@ class CompleteStepCheckpointManager(CheckpointManager):
     def _async_wait(self) -> None:
         try:
             super()._async_wait()
-        except Exception as error:
+        except _ANY_FAILURE as error:
             self.save_future = None
             raise CheckpointError(
                 f"saving step {self._saving_step} failed: {_one_line(error)}"

@@ -62,7 +62,7 @@ class Training(torchtitan_config.Training):
     """
     dataset_path: str = "data/builtin"
     """Folder of the prepared corpus."""
-    builtin_vocab_size: int = 2048
+    builtin_vocab_size: int = 1024
     """Entries of the tokenizer that is trained on the built-in corpus."""
     mixed_precision_param: Literal["auto", "bfloat16", "float32"] = "auto"
     """

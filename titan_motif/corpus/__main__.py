@@ -13,7 +13,7 @@ def main() -> int:
         description="Prepare the built-in corpus; does nothing where it is ready.",
     )
     parser.add_argument("--output", default="data/builtin", help="folder (default %(default)s)")
-    parser.add_argument("--vocab-size", type=int, default=2048, help="default %(default)s")
+    parser.add_argument("--vocab-size", type=int, default=1024, help="default %(default)s")
     parser.add_argument("--megabytes", type=float, default=9.0, help="default %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default %(default)s")
     options = parser.parse_args()

@@ -27,7 +27,7 @@ Document = tuple[int, str]
 
 
 def prepare(
-    output: str | Path, vocab_size: int = 2048, megabytes: float = 9.0, seed: int = 0
+    output: str | Path, vocab_size: int = 1024, megabytes: float = 9.0, seed: int = 0
 ) -> bool:
     """Write the corpus into a folder, unless it is there already; return whether it was written.
 
@@ -100,12 +100,20 @@ def _shuffled(documents: Iterable[str], seed: int) -> list[str]:
 
 
 def split_documents(documents: Iterable[Document], seed: int) -> dict[str, list[Document]]:
-    """Deal documents to validation or training by a hash of their text, then shuffle each once."""
-    splits: dict[str, list[Document]] = {"train": [], "validation": []}
+    """Hold out an equal share of each group's bytes, by a hash of the text, and shuffle once.
+
+    Both splits have the same mixture; which documents are held out does not depend on the seed.
+    """
+    by_group: dict[int, list[str]] = {}
     for group, text in documents:
-        digest = hashlib.sha256(text.encode()).digest()
-        is_held_out = int.from_bytes(digest[:4], "big") < VALIDATION_SHARE * 2**32
-        splits["validation" if is_held_out else "train"].append((group, text))
+        by_group.setdefault(group, []).append(text)
+    splits: dict[str, list[Document]] = {"train": [], "validation": []}
+    for group, texts in by_group.items():
+        held_out_bytes = VALIDATION_SHARE * sum(len(text.encode()) for text in texts)
+        for text in sorted(texts, key=lambda text: hashlib.sha256(text.encode()).digest()):
+            is_held_out = held_out_bytes > 0
+            splits["validation" if is_held_out else "train"].append((group, text))
+            held_out_bytes -= len(text.encode())
     for split in splits.values():
         random.Random(seed).shuffle(split)
     return splits

@@ -13,21 +13,21 @@ from torchtitan.protocols.model import BaseModelArgs
 class Motif2ModelArgs(BaseModelArgs):
     """The shape of a network. The defaults are the `debug` flavor's; checked when made."""
 
-    dim: int = 192
+    dim: int = 160
     """Width of the residual stream."""
     n_layers: int = 4
     """Number of blocks."""
-    n_heads: int = 20
+    n_heads: int = 10
     """Query heads, signal and noise together."""
-    n_kv_heads: int = 8
+    n_kv_heads: int = 4
     """Key heads (and value heads). Differential attention takes them in pairs."""
     head_dim: int = 16
     """Width of one query or key head; values of differential attention are twice as wide."""
-    hidden_dim: int = 512
+    hidden_dim: int = 448
     """Width of the feed-forward layer."""
     grouped_ratio: int = 4
     """Signal heads for each noise head; 1 is plain differential attention, 0 has no noise heads."""
-    vocab_size: int = 2048
+    vocab_size: int = 1024
     """Entries of the embedding."""
     max_seq_len: int = 2048
     """Longest sequence that the model is meant for."""
@@ -41,6 +41,8 @@ class Motif2ModelArgs(BaseModelArgs):
     """Whether the output projection is the embedding itself."""
     lam_init: tuple[float, ...] | None = None
     """lambda's constant for each layer; None gives the released formula (`released_lam_init`)."""
+    init_std: float = 0.05
+    """Standard deviation of the initial weights (see titan_motif.model.initialization)."""
     init_seed: int = 0
     """Seed of the initial weights; taken from `debug.seed` of the job."""
 
@@ -154,6 +156,7 @@ FLAVORS: dict[str, Motif2ModelArgs] = {
         grouped_ratio=0,
         vocab_size=16384,
         max_seq_len=4096,
+        init_std=0.02,
     ),
     "100m_gda": Motif2ModelArgs(
         dim=768,
@@ -165,6 +168,7 @@ FLAVORS: dict[str, Motif2ModelArgs] = {
         grouped_ratio=4,
         vocab_size=16384,
         max_seq_len=4096,
+        init_std=0.02,
     ),
     "2_6b": Motif2ModelArgs(
         dim=2048,
@@ -177,6 +181,7 @@ FLAVORS: dict[str, Motif2ModelArgs] = {
         vocab_size=219_520,
         max_seq_len=16_384,
         rope_theta=5e5,
+        init_std=0.02,
         tie_embeddings=True,
     ),
     "12_7b": Motif2ModelArgs(
@@ -190,6 +195,7 @@ FLAVORS: dict[str, Motif2ModelArgs] = {
         vocab_size=219_520,
         max_seq_len=32_768,
         rope_theta=1e6,
+        init_std=0.02,
     ),
 }
 """The shapes that have names; the larger two are those of the released models."""

@@ -19,9 +19,6 @@ from titan_motif.model.args import Motif2ModelArgs
 ROWS_PER_BLOCK = 256
 """Rows drawn from one generator; changing it changes every model's initial weights."""
 
-# ASSUMPTION: the report does not state its initial weights. 0.02 is common at these widths, and
-# dividing by sqrt(2 n_layers) what writes into the residual stream is GPT-2's rule.
-WEIGHT_STD = 0.02
 LAMBDA_STD = 0.1  # of the released code
 
 
@@ -41,10 +38,12 @@ def initialize(model: nn.Module, args: Motif2ModelArgs) -> None:
 
 
 def _standard_deviation(name: str, args: Motif2ModelArgs) -> float:
+    # ASSUMPTION: the report does not state its initial weights. 0.02 is common at its widths (the
+    # narrow debug model wants more), and GPT-2 divides what writes into the residual stream.
     if ".lambda_" in name:
         return LAMBDA_STD
     writes_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
-    return WEIGHT_STD / math.sqrt(2 * args.n_layers) if writes_residual else WEIGHT_STD
+    return args.init_std / math.sqrt(2 * args.n_layers) if writes_residual else args.init_std
 
 
 def fill_normal(parameter: Tensor, name: str, seed: int, std: float) -> None:

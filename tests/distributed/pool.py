@@ -1,0 +1,124 @@
+"""Four worker processes for the whole test run: starting ranks for each test would cost 10 s each.
+
+`pool.run(function, world_size, *arguments)` calls a function of a test module on the first
+`world_size` workers, inside a gloo process group of that size, and returns each rank's result. The
+process group meets in a file, so no port is taken. A worker that raises or does not answer in time
+fails the test with its traceback; the pool then starts anew.
+"""
+
+import importlib.util
+import inspect
+import os
+import pickle
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Client, Connection, Listener, wait
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+NUM_WORKERS = 4
+START_SECONDS = 120
+
+
+class RankPool:
+    """See the module's text."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.num_calls = 0
+        self.workers: list[tuple[subprocess.Popen, Connection]] = []
+
+    def run(
+        self, function: Callable[..., Any], world_size: int, *arguments: Any, seconds: float = 90
+    ) -> list[Any]:
+        """Return the function's results, rank 0's first."""
+        if not 1 <= world_size <= NUM_WORKERS:
+            raise ValueError(f"world_size is {world_size}; 1 to {NUM_WORKERS} is allowed")
+        if not self.workers:
+            self._start()
+        self.num_calls += 1
+        meeting = self.folder / f"store-{self.num_calls}"
+        where = inspect.getsourcefile(function), function.__name__
+        connections = [connection for _, connection in self.workers[:world_size]]
+        for rank, connection in enumerate(connections):
+            connection.send((*where, arguments, rank, world_size, str(meeting)))
+        return self._collect(connections, function.__name__, seconds)
+
+    def _collect(self, connections: list[Connection], name: str, seconds: float) -> list[Any]:
+        results: dict[Connection, Any] = {}
+        deadline = monotonic() + seconds
+        while len(results) < len(connections):
+            waiting = [c for c in connections if c not in results]
+            ready = wait(waiting, timeout=max(deadline - monotonic(), 0))
+            if not ready:
+                silent = [connections.index(c) for c in waiting]
+                self.close()
+                raise TimeoutError(f"{name}: ranks {silent} did not answer in {seconds} s")
+            for connection in ready:
+                failed, value = connection.recv()
+                if failed:
+                    self.close()  # the other ranks may hang in a collective
+                    raise AssertionError(f"rank {connections.index(connection)}:\n{value}")
+                results[connection] = value
+        return [results[c] for c in connections]
+
+    def _start(self) -> None:
+        address = str(self.folder / f"pool-{self.num_calls}.sock")
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"}
+        with Listener(address, "AF_UNIX") as listener:
+            command = [sys.executable, str(Path(__file__).resolve()), address]
+            processes = [subprocess.Popen(command, env=environment) for _ in range(NUM_WORKERS)]
+            self.workers = [(process, listener.accept()) for process in processes]
+
+    def close(self) -> None:
+        for process, connection in self.workers:
+            connection.close()
+            process.kill()
+            process.wait()
+        self.workers = []
+
+
+def _load(path: str, name: str) -> Callable[..., Any]:
+    spec = importlib.util.spec_from_file_location(f"ranks_{Path(path).stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return getattr(module, name)
+
+
+def _serve(address: str) -> None:
+    import titan_motif.device  # noqa: F401  (before anything of torchtitan)
+
+    # isort: split
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    connection = Client(address, "AF_UNIX")
+    while True:
+        try:
+            path, name, arguments, rank, world_size, meeting = connection.recv()
+        except EOFError:
+            return
+        os.environ |= {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(world_size),
+        }
+        try:
+            store = dist.FileStore(meeting, world_size)
+            dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
+            try:
+                answer = pickle.dumps((False, _load(path, name)(*arguments)))
+            finally:
+                dist.destroy_process_group()
+        except BaseException:
+            answer = pickle.dumps((True, traceback.format_exc()))
+        connection.send_bytes(answer)
+
+
+if __name__ == "__main__":
+    _serve(sys.argv[1])

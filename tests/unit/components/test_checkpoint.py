@@ -1,0 +1,295 @@
+"""Checkpoints: only complete steps count, for continuing and for keeping the last k."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+import titan_motif.device  # noqa: F401
+
+# isort: split
+from torchtitan.components.lr_scheduler import build_lr_schedulers
+from torchtitan.components.optimizer import OptimizersContainer
+from torchtitan.config.job_config import Checkpoint, LRScheduler
+
+from titan_motif.components.checkpoint import (
+    CheckpointError,
+    CompleteStepCheckpointManager,
+    incomplete_reason,
+    saved_steps,
+)
+
+
+class TrainState:
+    step = 0
+
+    def state_dict(self):
+        return {"step": self.step}
+
+    def load_state_dict(self, state):
+        self.step = state["step"]
+
+
+class Data(TrainState):
+    """Stands for the loader: a position that is a number."""
+
+
+class Job:
+    """A model of two weights with all that a manager saves; `train` makes every step different."""
+
+    def __init__(self, base_folder: Path, **settings):
+        torch.manual_seed(0)
+        self.model = torch.nn.Linear(2, 1)
+        self.optimizers = OptimizersContainer([self.model], torch.optim.AdamW, {"lr": 0.1})
+        self.schedulers = build_lr_schedulers(self.optimizers, LRScheduler(warmup_steps=50), 100)
+        self.state, self.data = TrainState(), Data()
+        defaults = {
+            "enable": True,
+            "interval": 10,
+            "keep_latest_k": 0,
+            "last_save_model_only": False,
+        }
+        self.manager = CompleteStepCheckpointManager(
+            dataloader=self.data,
+            model_parts=[self.model],
+            optimizers=self.optimizers,
+            lr_schedulers=self.schedulers,
+            states={"train_state": self.state},
+            checkpoint_config=Checkpoint(**(defaults | settings)),
+            sd_adapter=None,
+            base_folder=str(base_folder),
+        )
+
+    def train(self, last: int, is_end: bool = False) -> "Job":
+        while self.state.step < last:
+            self.state.step += 1
+            self.data.step = 100 * self.state.step
+            self.model(torch.tensor([[1.0, self.state.step]])).sum().backward()
+            self.optimizers.step()
+            self.optimizers.zero_grad()
+            self.schedulers.step()
+            self.manager.save(self.state.step, last_step=is_end and self.state.step == last)
+        return self
+
+    def everything(self) -> list:
+        (optimizer,) = self.optimizers.optimizers
+        moments = [tensor for s in optimizer.state.values() for tensor in s.values()]
+        tensors = [*self.model.parameters(), *moments]
+        return [
+            *(tensor.detach().clone().tolist() for tensor in tensors),
+            optimizer.param_groups[0]["lr"],
+            self.schedulers.schedulers[0].last_epoch,
+            self.state.step,
+            self.data.step,
+        ]
+
+
+@pytest.fixture
+def job(tmp_path: Path):
+    """Make jobs on one folder inside a process group of one rank."""
+    dist.init_process_group(
+        "gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1
+    )
+    made: list[Job] = []
+
+    def make(**settings) -> Job:
+        made.append(Job(tmp_path, **settings))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.manager.close()
+    dist.destroy_process_group()
+
+
+def steps_in(folder: Path) -> list[int]:
+    return sorted(int(p.name.removeprefix("step-")) for p in folder.glob("step-*"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "checkpoint"
+
+
+def test_a_resumed_job_is_the_one_that_was_saved(job: Callable[..., Job]):
+    saved = job().train(20)
+    resumed = job()
+    assert resumed.manager.load() is True
+    assert resumed.manager.resumed_from == 20
+    assert resumed.everything() == saved.everything()
+    assert resumed.train(25).everything() == saved.train(25).everything()
+
+
+def drop_metadata(step: Path):
+    (step / ".metadata").unlink()
+
+
+def shorten(step: Path):
+    shard = step / "__0_0.distcp"
+    shard.write_bytes(shard.read_bytes()[:-100])
+
+
+def remove_shard(step: Path):
+    (step / "__0_0.distcp").unlink()
+
+
+def scramble(step: Path):
+    shard = step / "__0_0.distcp"
+    shard.write_bytes(bytes(len(shard.read_bytes())))
+
+
+def scramble_metadata(step: Path):
+    (step / ".metadata").write_bytes(b"not a pickle")
+
+
+DAMAGES = [drop_metadata, shorten, remove_shard, scramble, scramble_metadata]
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_a_damaged_newest_step_is_named_and_passed_over(job, folder: Path, caplog, damage):
+    older = job().train(10).everything()
+    job_two = job()
+    job_two.manager.load()
+    job_two.train(20)
+    damage(folder / "step-20")
+    resumed = job()
+    assert resumed.manager.load() is True
+    assert resumed.everything() == older
+    assert resumed.manager.resumed_from == 10
+    warnings = [record.getMessage() for record in caplog.records]
+    (warning,) = [line for line in warnings if line.startswith("checkpoint: step-20 ")]
+    assert "\n" not in warning
+
+
+def test_only_partial_steps_stop_the_run(job, folder: Path):
+    job().train(10)
+    drop_metadata(folder / "step-10")
+    with pytest.raises(CheckpointError, match=r"no step can be continued from: step-10 has no"):
+        job().manager.load()
+    with pytest.raises(CheckpointError, match="step-10"):
+        job(initial_load_path=str(folder)).manager.load()
+
+
+def test_an_empty_or_missing_folder_is_a_fresh_start(job, folder: Path):
+    assert job().manager.load() is False
+    folder.mkdir()
+    (folder / "notes").mkdir()
+    assert job().manager.load() is False
+
+
+def test_other_names_are_no_steps(job, folder: Path):
+    job().train(10)
+    shutil.copytree(folder / "step-10", folder / "old-step-999.bak")
+    shutil.copytree(folder / "step-10", folder / "step-20x")
+    resumed = job()
+    resumed.manager.load()
+    assert resumed.manager.resumed_from == 10
+    assert [saved.step for saved in saved_steps(folder)] == [10]
+
+
+def test_partial_steps_do_not_push_complete_ones_out(job, folder: Path):
+    """The case of torchtitan 0.2.2: 10 and 20 complete, 30 and 40 partial, two to be kept."""
+    job().train(20)
+    for partial in (30, 40):
+        shutil.copytree(folder / "step-20", folder / f"step-{partial}")
+        drop_metadata(folder / f"step-{partial}")
+    keeper = job(keep_latest_k=2)
+    keeper.manager._purge_stale_checkpoints()
+    keeper.manager.close()
+    assert steps_in(folder) == [10, 20, 30, 40]
+
+
+def test_the_last_k_complete_steps_are_kept(job, folder: Path):
+    shutil.rmtree(folder, ignore_errors=True)
+    keeper = job(keep_latest_k=2).train(30)
+    (folder / "step-25").mkdir()  # a save that was killed
+    keeper.train(40)
+    keeper.manager.close()
+    assert steps_in(folder) == [30, 40]
+    assert not list(folder.glob(".deleting-*"))
+
+
+def test_a_step_that_is_being_deleted_never_looks_whole(job, folder: Path):
+    job().train(20)
+    (folder / "step-10").rename(folder / ".deleting-step-10")
+    assert [saved.step for saved in saved_steps(folder)] == [20]
+    job()
+    assert not (folder / ".deleting-step-10").exists()
+
+
+def test_a_wanted_step_must_be_there(job, folder: Path):
+    with pytest.raises(CheckpointError, match="step-10 does not exist; complete steps: none"):
+        job().manager.load(10)
+    saved = job().train(20)
+    with pytest.raises(CheckpointError, match="step-15 does not exist; complete steps: 10, 20"):
+        job().manager.load(15)
+    shorten(folder / "step-20")
+    with pytest.raises(CheckpointError, match=r"step-20 has \d+ bytes in __0_0.distcp"):
+        job().manager.load(20)
+    wanted = job()
+    assert wanted.manager.load(10) is True
+    assert wanted.state.step == 10
+    assert saved.state.step == 20
+
+
+def test_a_step_of_the_model_alone_is_not_continued_from(job, folder: Path, caplog):
+    older = job().train(10).everything()
+    job_two = job(last_save_model_only=True)
+    job_two.manager.load()
+    job_two.train(15, is_end=True)
+    assert incomplete_reason(folder / "step-15") is None
+    resumed = job()
+    resumed.manager.load()
+    assert resumed.everything() == older
+    assert "step-15 holds the model alone" in caplog.text
+
+
+def test_beginning_from_another_runs_weights(job, folder: Path, tmp_path: Path):
+    saved = job().train(10)
+    step = str(folder / "step-10")
+    begun = job(initial_load_path=step, folder="elsewhere")
+    assert begun.manager.load() is True
+    assert torch.equal(begun.model.weight, saved.model.weight)
+    assert begun.state.step == 0
+    with pytest.raises(CheckpointError, match="the checkpoint to begin from is no directory"):
+        job(initial_load_path="/nowhere", folder="elsewhere").manager.load()
+    (tmp_path / "elsewhere").mkdir()
+    drop_metadata(folder / "step-10")
+    with pytest.raises(CheckpointError, match=r"the checkpoint to begin from has no \.metadata"):
+        job(initial_load_path=step, folder="elsewhere").manager.load()
+
+
+def test_closing_waits_for_an_asynchronous_save(job, folder: Path):
+    saved = job(async_mode="async").train(10)
+    saved.manager.close()
+    assert incomplete_reason(folder / "step-10") is None
+    resumed = job()
+    resumed.manager.load()
+    assert resumed.everything() == saved.everything()
+
+
+def test_a_failed_asynchronous_save_is_raised_with_its_step(job, folder: Path, monkeypatch):
+    saved = job(async_mode="async").train(10)
+    saved.manager._async_wait()
+
+    class Failed:
+        def result(self):
+            raise OSError("no space left on device")
+
+    saved.manager.save_future = Failed()
+    with pytest.raises(CheckpointError, match="saving step 10 failed: OSError: no space left"):
+        saved.train(20)
+
+
+def test_saving_a_step_again_replaces_it(job, folder: Path):
+    first = job().train(10)
+    (folder / "step-10" / "stale.distcp").touch()
+    first.state.step = 0
+    again = first.train(10).everything()
+    assert not (folder / "step-10" / "stale.distcp").exists()
+    resumed = job()
+    resumed.manager.load()
+    assert resumed.everything() == again

@@ -1,0 +1,162 @@
+"""Configurations: what loads, and the one line that each mistake is answered with."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import titan_motif.device  # noqa: F401
+from titan_motif import check_config
+from titan_motif.config_checks import model_args
+from titan_motif.config_loading import load_config
+from titan_motif.model import Motif2Model
+
+ROOT = Path(__file__).resolve().parents[3]
+DEBUG = "train_configs/debug.toml"
+
+
+@pytest.fixture(autouse=True)
+def _at_the_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "train_configs").glob("*.toml")), ids=lambda f: f.stem
+)
+def test_every_config_loads_and_builds_on_meta(file: Path, tmp_path: Path):
+    for split in ("train", "validation"):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "tokens.npy").touch()
+    (tmp_path / "tokenizer.json").touch()
+    there = ["--training.dataset_path", str(tmp_path), "--model.hf_assets_path", str(tmp_path)]
+    config = load_config(["--job.config_file", str(file), *there], world_size=2)
+    with torch.device("meta"):
+        model = Motif2Model(model_args(config))
+    counts = {"debug": 1_537_840, "2_6b": 2_597_218_432, "12_7b": 12_703_860_896}
+    assert sum(p.numel() for p in model.parameters()) == counts[config.model.flavor]
+
+
+BAD_FILES = {
+    "not TOML": ("[training\nsteps = 1", "not valid TOML", "line 1"),
+    "unknown key": ("[training]\nstepz = 1", "stepz is not a setting", "training.steps"),
+    "unknown section": ("[trainign]\nsteps = 1", "steps is not a setting", "training.steps"),
+    "wrong type": ('[training]\nsteps = "many"', "steps is 'many'", "an integer is needed"),
+    "float for integer": ("[training]\nseq_len = 12.5", "seq_len is 12.5", "an integer"),
+    "table for a value": ("[training.steps]\nx = 1", "x is not a setting", "training.steps"),
+    "choice": ('[optimizer]\nimplementation = "fast"', "is 'fast'", "'foreach', 'fused'"),
+    "not a bool": ("[compile]\nenable = 1", "enable is 1", "true or false"),
+    "negative": ("[training]\nsteps = -3", "training.steps is -3", "at least 1"),
+    "zero batch": ("[training]\nlocal_batch_size = 0", "local_batch_size is 0", "at least 1"),
+    "learning rate": ("[optimizer]\nlr = 0.0", "optimizer.lr is 0.0", "more than 0"),
+    "beta": ("[optimizer]\nbeta1 = 1.5", "beta1 is 1.5", "0.0 to 1.0"),
+    "flavor": ('[model]\nflavor = "13b"', "model.flavor is '13b'", "12_7b"),
+    "heads": ("[model.args]\nn_heads = 7", "n_heads is 7", "multiple of 5"),
+    "kv heads": ("[model.args]\nn_kv_heads = 3", "n_kv_heads is 3", "even number"),
+    "seq_len": ("[training]\nseq_len = 4096", "training.seq_len is 4096", "at most 2048"),
+    "batch": ("[training]\nglobal_batch_size = 9", "global_batch_size is 9", "8 x 2 = 16"),
+    "vocabulary": ("[training]\nbuiltin_vocab_size = 4096", "size is 4096", "1024 entries"),
+    "optimizer": ('[optimizer]\nname = "Lion"', "optimizer.name is 'Lion'", "'AdamW'"),
+    "shards": ("[parallelism]\ndata_parallel_shard_degree = 3", "degree is 3", "-1 or 2"),
+    "tensor parallel": ("[parallelism]\ntensor_parallel_degree = 2", "degree is 2", "only 1"),
+    "keep one": ("[checkpoint]\nkeep_latest_k = 1", "keep_latest_k is 1", "at least 2"),
+    "missing data": (
+        '[training]\ndataset = "prepared"\ndataset_path = "/nowhere"',
+        "training.dataset_path is '/nowhere'",
+        "/nowhere/train/tokens.npy",
+    ),
+    "missing start": (
+        '[checkpoint]\ninitial_load_path = "/nowhere"',
+        "initial_load_path is '/nowhere'",
+        "no such folder",
+    ),
+}
+
+
+def _no_group(*_, **__):
+    pytest.fail("a process group was formed")
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_a_bad_file_is_answered_with_one_line(case: str, tmp_path: Path, capsys, monkeypatch):
+    text, found, allowed = BAD_FILES[case]
+    file = tmp_path / "bad.toml"
+    file.write_text(text)
+    monkeypatch.setattr(torch.distributed, "init_process_group", _no_group)
+    code = check_config.main(["--world-size", "2", "--job.config_file", str(file)])
+    printed = capsys.readouterr()
+    assert code == 2
+    assert printed.out == ""
+    (line,) = printed.err.splitlines()
+    assert line.startswith(f"error: {file}: ")
+    assert found in line
+    assert allowed in line
+
+
+BAD_ARGUMENTS = {
+    "missing file": (
+        ["--job.config_file", "train_configs/debgu.toml"],
+        "did you mean",
+        "debug.toml",
+    ),
+    "not a number": (["--training.steps", "ten"], "--training.steps is 'ten'", "an integer"),
+    "unknown": (["--training.step", "3"], "--training.step is not a setting", "training.steps"),
+    "stray word": (["debug.toml"], "'debug.toml' stands alone", "--section.field"),
+    "no value": (["--training.steps"], "--training.steps is", "an integer"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ARGUMENTS)
+def test_a_bad_command_line_is_answered_with_one_line(case: str, capsys):
+    arguments, found, allowed = BAD_ARGUMENTS[case]
+    assert check_config.main(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert found in line
+    assert allowed in line
+
+
+def test_the_command_line_overrides_the_file():
+    config = load_config(
+        [
+            "--job.config_file", DEBUG,
+            "--training.steps", "7",
+            "--optimizer.lr=1e-2",
+            "--compile.enable",
+            "--checkpoint.no-enable",
+            "--model.args.n_layers", "3",
+            "--compile.components", "model,loss",
+            "--optimizer.implementation", "foreach",
+            "--lr_scheduler.decay_ratio", "none",
+        ]
+    )  # fmt: skip
+    assert config.training.steps == 7
+    assert config.optimizer.lr == 1e-2
+    assert config.compile.enable
+    assert not config.checkpoint.enable
+    assert model_args(config).n_layers == 3
+    assert config.compile.components == ["model", "loss"]
+    assert config.optimizer.implementation == "foreach"
+    assert config.lr_scheduler.decay_ratio is None
+    assert config.training.seq_len == 128  # the file's
+
+
+def test_an_integer_serves_where_a_number_is_needed():
+    config = load_config(["--job.config_file", DEBUG, "--optimizer.lr", "1"])
+    assert config.optimizer.lr == 1.0
+    assert type(config.optimizer.lr) is float
+
+
+def test_auto_precision_is_float32_without_an_accelerator():
+    config = load_config(["--job.config_file", DEBUG])
+    on_gpu = torch.accelerator.current_accelerator() is not None
+    assert config.training.mixed_precision_param == ("bfloat16" if on_gpu else "float32")
+
+
+def test_torchtitans_own_config_manager_accepts_ours():
+    """`job.custom_config_module = "titan_motif.config"` under torchtitan's own entry."""
+    from torchtitan.config import ConfigManager
+
+    arguments = ["--job.custom_config_module=titan_motif.config", f"--job.config_file={DEBUG}"]
+    config = ConfigManager().parse_args(arguments)
+    assert config.model.flavor == "debug"
+    assert config.summary.sample_tokens == 48
+    assert config.training.builtin_vocab_size == 1024
