@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from torchtitan.components.metrics import MetricsProcessor
 from torchtitan.config import JobConfig
 from torchtitan.distributed import ParallelDims
 from torchtitan.tools.logging import logger
+from torchtitan.tools.utils import NoColor
 
 HISTORY_FILE = "metrics.jsonl"
 
@@ -28,6 +30,8 @@ class RunMetrics(MetricsProcessor):
         self, job_config: JobConfig, parallel_dims: ParallelDims, tag: str | None = None
     ) -> None:
         super().__init__(job_config, parallel_dims, tag)
+        if not sys.stdout.isatty():  # a file or a pipe wants no colour codes
+            self.color = NoColor()
         name = self.device_memory_monitor.device_name
         self.has_known_peak = any(known in name for known in _KNOWN_DEVICES)
         self.history_path = Path(job_config.job.dump_folder) / HISTORY_FILE
@@ -109,7 +113,9 @@ class RunMetrics(MetricsProcessor):
         metrics = {"validation_metrics/loss": loss, **(extra_metrics or {})}
         self.logger.log(metrics, step)
         self._remember(step=step, validation_loss=loss)
-        logger.info(f"{self.color.yellow}validation at step {step}: loss {loss:.5f}")
+        logger.info(
+            f"{self.color.yellow}validation at step {step}: loss {loss:.5f}{self.color.reset}"
+        )
 
     def _reset(self, step: int) -> None:
         self.last_logged_step = step

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -155,19 +156,45 @@ def _torchtitan_with_our_checkpoints() -> Iterator[None]:
         yield
 
 
-class _DropUntrue(logging.Filter):
-    """Drop torchtitan's lines that do not hold here: FSDP, not autocast, sets the precision."""
+class _DropNoise(logging.Filter):
+    """Drop torchtitan's lines that do not hold here, or that tell a reader nothing."""
 
-    untrue = ("Mixed precision training is", "Peak FLOPS used for computing MFU: nan")
+    noise = (
+        "Mixed precision training is",  # FSDP, not autocast, sets the precision
+        "Peak FLOPS used for computing MFU: nan",
+        "ENV[TORCH_",
+        "[GC]",
+        "model.safetensors.index.json not found",
+        "Checkpointer ",
+        "Destroying the purge thread",
+        "Sleeping 2 seconds",
+    )
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return not record.getMessage().startswith(self.untrue)
+        return not record.getMessage().startswith(self.noise)
+
+
+def start_logging() -> None:
+    """Log plain lines with the time; a warning says that it is one."""
+    init_logger()
+    handler = logger.handlers[0]
+    handler.setFormatter(_Line(datefmt="%H:%M:%S"))
+    handler.addFilter(_DropNoise())
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
+    for message in ("DTensor", "'set_vital' is deprecated", "Set timeout is now only"):
+        warnings.filterwarnings("ignore", message=message)
+
+
+class _Line(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
+        text = f"{self.formatTime(record, self.datefmt)}  {level}{record.getMessage()}"
+        return text if record.exc_info is None else super().format(record)
 
 
 def main(argv: Sequence[str]) -> int:
     """Run a job and return the exit code: 0 done, 1 failed in the run, 2 a bad configuration."""
-    init_logger()
-    logger.addFilter(_DropUntrue())
+    start_logging()
     if "LOCAL_RANK" not in os.environ:
         print("error: start it through ./run_train.sh or torchrun", file=sys.stderr)
         return 2

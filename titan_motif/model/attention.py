@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from titan_motif import kernels
 from titan_motif.model.args import Motif2ModelArgs
-from titan_motif.model.scalars import LayerScalars
+from titan_motif.model.scalars import Scalars
 
 
 class RMSNorm(nn.Module):
@@ -65,7 +65,7 @@ class Attention(nn.Module):
         self,
         x: Tensor,  # (batch, seq, dim)
         rotation: tuple[Tensor, Tensor],
-        scalars: LayerScalars,
+        scalars: Scalars,
     ) -> Tensor:  # (batch, seq, dim)
         def heads(projected: Tensor) -> Tensor:
             return projected.unflatten(-1, (-1, self.head_dim))

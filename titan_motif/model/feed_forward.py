@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from titan_motif import kernels
 from titan_motif.model.args import Motif2ModelArgs
-from titan_motif.model.scalars import LayerScalars
+from titan_motif.model.scalars import Scalars
 
 
 class FeedForward(nn.Module):
@@ -20,7 +20,7 @@ class FeedForward(nn.Module):
     def forward(
         self,
         x: Tensor,  # (batch, seq, dim)
-        scalars: LayerScalars,
+        scalars: Scalars,
     ) -> Tensor:  # (batch, seq, dim)
         gated = kernels.poly_norm_mul(
             self.gate_proj(x), self.up_proj(x), scalars.poly_weight, scalars.poly_bias, self.eps

@@ -9,7 +9,7 @@ from titan_motif.model.args import Motif2ModelArgs
 from titan_motif.model.attention import Attention, RMSNorm, rotation_at
 from titan_motif.model.feed_forward import FeedForward
 from titan_motif.model.initialization import initialize
-from titan_motif.model.scalars import LayerScalars, ScalarParameters
+from titan_motif.model.scalars import ScalarParameters, Scalars
 
 
 class Block(nn.Module):
@@ -26,7 +26,7 @@ class Block(nn.Module):
         self,
         x: Tensor,  # (batch, seq, dim)
         rotation: tuple[Tensor, Tensor],
-        scalars: LayerScalars,
+        scalars: Scalars,
     ) -> Tensor:  # (batch, seq, dim)
         x = x + self.attention(self.attention_norm(x), rotation, scalars)
         return x + self.feed_forward(self.ffn_norm(x), scalars)
@@ -66,9 +66,9 @@ class Motif2Model(ModelProtocol):
             positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
         scalars = self.scalars()
         args = self.model_args
-        rotation = rotation_at(positions, args.head_dim, args.rope_theta, scalars[0].lam.dtype)
+        rotation = rotation_at(positions, args.head_dim, args.rope_theta, scalars.lam.dtype)
         h = self.tok_embeddings(tokens)
-        for block, layer_scalars in zip(self.layers.values(), scalars, strict=True):
-            h = block(h, rotation, layer_scalars)
+        for layer, block in enumerate(self.layers.values()):
+            h = block(h, rotation, scalars.of_layer(layer))
         h = self.norm(h)
         return F.linear(h, self.tok_embeddings.weight) if self.output is None else self.output(h)

@@ -14,13 +14,17 @@ from torch import Tensor, nn
 from titan_motif.model.args import Motif2ModelArgs
 
 
-class LayerScalars(NamedTuple):
-    """What one block needs of its layer's float32 parameters."""
+class Scalars(NamedTuple):
+    """What blocks need of the float32 parameters: of one layer, or stacked over all layers."""
 
     lam: Tensor  # scalar: weight of the noise map
     output_scale: Tensor  # scalar: 1 - lam_init, on the normalised output of each head
     poly_weight: Tensor  # (3,)
     poly_bias: Tensor  # (1,)
+
+    def of_layer(self, layer: int) -> "Scalars":
+        """Return one layer's part of what is stacked over all layers."""
+        return Scalars(*(stacked[layer] for stacked in self))
 
 
 class LayerScalarParameters(nn.Module):
@@ -36,7 +40,7 @@ class LayerScalarParameters(nn.Module):
 
 
 class ScalarParameters(nn.Module):
-    """The float32 parameters of all layers; calling it gives each block its own."""
+    """The float32 parameters of all layers; calling it gives what the blocks take."""
 
     def __init__(self, args: Motif2ModelArgs) -> None:
         super().__init__()
@@ -54,8 +58,8 @@ class ScalarParameters(nn.Module):
     def _stack(self, name: str) -> Tensor:
         return torch.stack([getattr(layer, name) for layer in self.layers])
 
-    def forward(self) -> list[LayerScalars]:
-        """Return each layer's lambda and PolyNorm coefficients.
+    def forward(self) -> Scalars:
+        """Return lambda and the PolyNorm coefficients, stacked over all layers.
 
         Equation: lam = exp(sum(q1 k1)) - exp(sum(q2 k2)) + lam_init  (https://arxiv.org/abs/2410.05258)
         """
@@ -66,8 +70,7 @@ class ScalarParameters(nn.Module):
             lam = signal - noise + self.lam_init
         else:
             lam = torch.zeros_like(self.lam_init)
-        columns = (lam, 1 - self.lam_init, weights, biases)
-        return [LayerScalars(*row) for row in zip(*(c.unbind() for c in columns), strict=True)]
+        return Scalars(lam, 1 - self.lam_init, weights, biases)
 
 
 def _float32_parameter(*shape: int) -> nn.Parameter:

@@ -1,0 +1,217 @@
+"""Whole runs of the trainer on a tiny model: continuing, damage, ranks, records."""
+
+import json
+from pathlib import Path
+
+import pytest
+import tomli
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = [
+    "--job.config_file",
+    "train_configs/debug.toml",
+    "--model.args.dim",
+    "20",
+    "--model.args.n_layers",
+    "2",
+    "--model.args.n_heads",
+    "5",
+    "--model.args.n_kv_heads",
+    "2",
+    "--model.args.head_dim",
+    "4",
+    "--model.args.hidden_dim",
+    "24",
+    "--model.args.vocab_size",
+    "512",
+    "--training.builtin_vocab_size",
+    "512",
+    "--training.seq_len",
+    "32",
+    "--training.local_batch_size",
+    "1",
+    "--training.global_batch_size",
+    "6",
+    "--validation.seq_len",
+    "32",
+    "--validation.freq",
+    "1000",
+    "--validation.local_batch_size",
+    "16",
+    "--lr_scheduler.warmup_steps",
+    "5",
+    "--metrics.log_freq",
+    "1",
+    "--checkpoint.interval",
+    "5",
+    "--summary.sample_tokens",
+    "3",
+    "--training.steps",
+    "20",
+    "--checkpoint.keep_latest_k",
+    "0",
+]
+
+
+@pytest.fixture
+def arguments(small_corpus: Path, tmp_path: Path, monkeypatch) -> list[str]:
+    monkeypatch.chdir(ROOT)
+    return [
+        *SMALL,
+        *("--training.dataset_path", str(small_corpus)),
+        *("--model.hf_assets_path", str(small_corpus / "tokenizer")),
+        *("--job.dump_folder", str(tmp_path / "run")),
+    ]
+
+
+def run(argv: list[str], root: str, stop_after: int | None = None) -> list[str]:
+    """Run a job on this rank; return its log. `stop_after` leaves at a step, as if killed."""
+    import gc
+    import logging
+    import os
+
+    import torch
+
+    import titan_motif.train
+    from titan_motif.config_loading import load_config
+
+    os.chdir(root)
+    torch.use_deterministic_algorithms(False)
+    records: list[str] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record):
+            records.append(record.getMessage())
+
+    handler = Keep()
+    logging.getLogger().addHandler(handler)
+    logging.getLogger().setLevel(logging.INFO)
+    trainer = None
+    try:
+        config = load_config(argv, torch.distributed.get_world_size())
+        trainer = titan_motif.train.MotifTrainer(config)
+        if stop_after is not None:
+            trainer.should_continue_training = lambda: trainer.step < stop_after
+            config.summary.enable = False
+        trainer.train()
+    finally:
+        if trainer is not None:
+            trainer.close()
+        logging.getLogger().removeHandler(handler)
+        gc.enable()
+    return records
+
+
+def losses(folder: Path) -> dict[int, float]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return {e["step"]: e["loss"] for e in map(json.loads, lines) if "loss" in e}
+
+
+def elsewhere(arguments: list[str], folder: Path) -> list[str]:
+    return [*arguments, "--job.dump_folder", str(folder)]
+
+
+def test_stopping_and_resuming_changes_no_bit(rank_pool, arguments, tmp_path: Path):
+    rank_pool.run(run, 2, arguments, str(ROOT))
+    whole = losses(tmp_path / "run")
+    assert sorted(whole) == list(range(1, 21))
+    assert whole[20] < whole[1]
+
+    halves = elsewhere(arguments, tmp_path / "halves")
+    (first, _) = rank_pool.run(run, 2, halves, str(ROOT), 10)
+    assert any("starting from the first step" in line for line in first)
+    (second, _) = rank_pool.run(run, 2, halves, str(ROOT))
+    assert any("continuing from step 10" in line for line in second)
+    assert losses(tmp_path / "halves") == whole
+
+    # the newest step is damaged: it falls back to step 15, says so, and ends at the same losses
+    shard = tmp_path / "halves" / "checkpoint" / "step-20" / "__0_0.distcp"
+    shard.write_bytes(shard.read_bytes()[:-1000])
+    (third, _) = rank_pool.run(run, 2, halves, str(ROOT))
+    assert any(line.startswith("checkpoint: step-20 has ") for line in third)
+    assert any("continuing from step 15" in line for line in third)
+    assert losses(tmp_path / "halves") == whole
+
+    # only a partial step is left: it stops
+    for step in (5, 10, 15):
+        for file in (tmp_path / "halves" / "checkpoint" / f"step-{step}").iterdir():
+            file.unlink()
+    (tmp_path / "halves" / "checkpoint" / "step-20" / ".metadata").unlink()
+    with pytest.raises(AssertionError, match="no step can be continued from: step-20 has no"):
+        rank_pool.run(run, 2, halves, str(ROOT))
+
+
+def test_an_asynchronous_run_resumes_on_another_number_of_ranks(
+    rank_pool, arguments, tmp_path: Path
+):
+    arguments = [*arguments, "--checkpoint.async_mode", "async", "--training.steps", "8"]
+    rank_pool.run(run, 1, elsewhere(arguments, tmp_path / "one"), str(ROOT))
+    one = losses(tmp_path / "one")
+    moved = elsewhere(arguments, tmp_path / "moved")
+    rank_pool.run(run, 3, moved, str(ROOT), 5)
+    rank_pool.run(run, 2, moved, str(ROOT))
+    assert losses(tmp_path / "moved") == pytest.approx(one, rel=1e-5)
+    summaries = [json.loads((tmp_path / n / "summary.json").read_text()) for n in ("one", "moved")]
+    assert summaries[0]["tokens_seen"] == summaries[1]["tokens_seen"] == 8 * 6 * 32
+    assert summaries[1]["validation_loss"] == pytest.approx(
+        summaries[0]["validation_loss"], rel=1e-5
+    )
+
+
+def test_a_run_leaves_its_records(rank_pool, arguments, tmp_path: Path):
+    arguments = [*arguments, "--training.steps", "2", "--optimizer.lr", "0.02"]
+    (log, quiet) = rank_pool.run(run, 2, arguments, str(ROOT))
+    folder = tmp_path / "run"
+    resolved = tomli.loads((folder / "config.resolved.toml").read_text())
+    assert resolved["optimizer"]["lr"] == 0.02
+    assert resolved["training"]["mixed_precision_param"] == "float32"
+    environment = json.loads((folder / "environment.json").read_text())
+    assert environment["world_size"] == 2
+    assert environment["versions"]["torchtitan"] == "0.2.2"
+
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["step"] == 2
+    assert summary["train_loss"] == losses(folder)[2]
+    assert summary["tokens_seen"] == 2 * 6 * 32
+    assert 3 < summary["bigram_validation_loss"] < summary["validation_loss"] < 7
+    assert len(summary["samples"]) == 3
+    assert all(Path(path).exists() for path in summary["files"].values())
+    assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert list((folder / "tb").rglob("events.out.tfevents.*"))
+
+    (line,) = [line for line in log if "step: 2/2" in line]
+    for part in ("loss:", "lr:", "grad_norm:", "memory:", "tokens/s:", "left: 0:00"):
+        assert part in line
+    assert not any("mfu" in line.lower() for line in log)
+    assert not any("bigram" in line for line in quiet)
+
+
+def run_under_torchtitan(root: str, argv: list[str]) -> None:
+    """torchtitan's own Trainer and configuration, with our plug-in named in it."""
+    import os
+
+    import titan_motif.device  # noqa: F401
+
+    # isort: split
+    import torchtitan.train
+    from torchtitan.config import ConfigManager
+
+    os.chdir(root)
+    config = ConfigManager().parse_args(
+        [
+            *argv,
+            "--job.custom_config_module=titan_motif.config",
+            "--experimental.custom_import=titan_motif.plugin",
+        ]
+    )
+    trainer = torchtitan.train.Trainer(config)
+    trainer.train()
+    trainer.close()
+
+
+def test_the_plugin_works_under_torchtitans_own_trainer(rank_pool, arguments, tmp_path: Path):
+    arguments = [*arguments, "--training.steps", "3"]
+    rank_pool.run(run, 2, elsewhere(arguments, tmp_path / "ours"), str(ROOT))
+    arguments = elsewhere(arguments, tmp_path / "theirs")
+    rank_pool.run(run_under_torchtitan, 2, str(ROOT), arguments)
+    assert losses(tmp_path / "theirs") == losses(tmp_path / "ours")
