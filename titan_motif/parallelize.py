@@ -37,8 +37,9 @@ def parallelize(
         )
     if compiles_model:
         compile_blocks(model, job_config.compile.backend)
+    training = job_config.training
     policy = precision_policy(job_config)
-    offload = CPUOffloadPolicy() if job_config.training.enable_cpu_offload else None
+    offload = CPUOffloadPolicy() if training.enable_cpu_offload else None
     shard(
         model,
         data_parallel_mesh(parallel_dims),
@@ -47,8 +48,8 @@ def parallelize(
         offload_policy=offload,
     )
     logger.info(
-        f"FSDP over {parallel_dims.dp_shard} ranks: parameters float32, products "
-        f"{policy.param_dtype}, gradients reduced in {policy.reduce_dtype}"
+        f"FSDP over {parallel_dims.dp_shard} ranks: parameters {training.dtype}, products "
+        f"{training.mixed_precision_param}, gradients reduced in {training.mixed_precision_reduce}"
     )
     return model
 

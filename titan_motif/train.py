@@ -10,6 +10,7 @@ import titan_motif.device  # noqa: F401  (before anything of torchtitan)
 import contextlib
 import logging
 import os
+import statistics
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 import torchtitan
 import torchtitan.train
+from torch.distributed.elastic.multiprocessing.errors import record
 from torchtitan.components.loss import IGNORE_INDEX
 from torchtitan.tools.logging import init_logger, logger
 
@@ -91,7 +93,7 @@ class MotifTrainer(torchtitan.train.Trainer):
         summary = {
             "step": self.step,
             "tokens_seen": self.tokens_seen,
-            "train_loss": losses[-1]["loss"] if losses else None,
+            "train_loss": _mean_of_the_last_tenth(losses),
             "validation_loss": validation_loss,
             "bits_per_byte": None,
             "bigram_validation_loss": None,
@@ -149,6 +151,14 @@ class MotifTrainer(torchtitan.train.Trainer):
         return samples
 
 
+def _mean_of_the_last_tenth(history: list[dict[str, float]]) -> float | None:
+    """Return the mean loss of the logged steps among the last tenth: one batch says little."""
+    if not history:
+        return None
+    begin = 0.9 * history[-1]["step"]
+    return statistics.fmean(entry["loss"] for entry in history if entry["step"] > begin)
+
+
 @contextlib.contextmanager
 def _torchtitan_with_our_checkpoints() -> Iterator[None]:
     """torchtitan's Trainer builds its checkpoint manager by name: give the name to ours."""
@@ -166,6 +176,10 @@ class _DropNoise(logging.Filter):
         "[GC]",
         "model.safetensors.index.json not found",
         "Checkpointer ",
+        "Error running lspci",  # only looked for on some GPUs
+        "Building motif2 ",  # all of it is in config.resolved.toml
+        "Successfully created meshes",
+        "Synchronizing and adjusting timeout",
         "Destroying the purge thread",
         "Sleeping 2 seconds",
     )
@@ -192,6 +206,7 @@ class _Line(logging.Formatter):
         return text if record.exc_info is None else super().format(record)
 
 
+@record  # torchrun then names the exception of a rank whose output is not shown
 def main(argv: Sequence[str]) -> int:
     """Run a job and return the exit code: 0 done, 1 failed in the run, 2 a bad configuration."""
     start_logging()

@@ -1,0 +1,60 @@
+"""run_train.sh from another directory: its exit codes, and what it says."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run_train(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
+    environment = os.environ | {"PYTHON": sys.executable, "NGPU": "2"} | variables
+    command = ["bash", str(ROOT / "run_train.sh"), *arguments]
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path):
+    finished = run_train(tmp_path, "--training.steps", "0")
+    assert finished.returncode == 2
+    assert finished.stdout == ""
+    assert finished.stderr.splitlines() == [
+        "error: command line: training.steps is 0; at least 1 is needed"
+    ]
+
+
+def test_a_wrong_variable_is_refused(tmp_path: Path):
+    finished = run_train(tmp_path, NGPU="two")
+    assert finished.returncode == 1
+    assert finished.stderr.splitlines() == ["error: NGPU is 'two'; a positive number is needed"]
+
+
+def test_it_trains_from_another_directory(tmp_path: Path, small_corpus: Path):
+    (tmp_path / "tiny.toml").write_text(
+        f"""
+        [job]
+        dump_folder = "outputs/from_the_file"
+        [model]
+        hf_assets_path = "{small_corpus}/tokenizer"
+        [model.args]
+        n_layers = 1
+        [training]
+        dataset = "prepared"
+        dataset_path = "{small_corpus}"
+        seq_len = 16
+        local_batch_size = 1
+        steps = 2
+        [lr_scheduler]
+        warmup_steps = 1
+        [summary]
+        sample_tokens = 0
+        """
+    )
+    finished = run_train(
+        tmp_path, "--job.dump_folder", "run", "--metrics.log_freq=1", CONFIG_FILE="tiny.toml"
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert "step: 2/2" in finished.stdout + finished.stderr
+    assert (tmp_path / "run" / "summary.json").is_file()
