@@ -5,11 +5,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torchtitan.components.loss import IGNORE_INDEX, LossFunction
 from torchtitan.components.metrics import MetricsProcessor
 from torchtitan.components.validate import BaseValidator
 from torchtitan.config import JobConfig
 from torchtitan.distributed import ParallelDims
+from torchtitan.distributed.utils import TrainContext
 from torchtitan.tools.utils import device_type
 
 from titan_motif.components.curriculum.loader import ValidationSequences
@@ -26,6 +28,7 @@ class SplitValidator(BaseValidator):
         parallel_dims: ParallelDims,
         loss_fn: LossFunction,
         metrics_processor: MetricsProcessor,
+        validation_context: TrainContext,
     ) -> None:
         super().__init__(job_config)
         validation = job_config.validation
@@ -38,7 +41,7 @@ class SplitValidator(BaseValidator):
             max_batches=validation.steps,
         )
         self.parallel_dims, self.loss_fn = parallel_dims, loss_fn
-        self.metrics_processor = metrics_processor
+        self.metrics_processor, self.validation_context = metrics_processor, validation_context
         self.last_step: int | None = None
         self.last_loss: float | None = None
 
@@ -62,7 +65,10 @@ class SplitValidator(BaseValidator):
         totals = torch.zeros(2, dtype=torch.float64, device=device_type)
         for inputs, labels in self.sequences:
             labels = labels.to(device_type)
-            loss = self.loss_fn(model(inputs["input"].to(device_type)), labels)
+            with self.validation_context():
+                loss = self.loss_fn(model(inputs["input"].to(device_type)), labels)
+            if isinstance(loss, DTensor):  # of tensor-parallel ranks, which all hold the same
+                loss = loss.full_tensor()
             totals += torch.stack((loss.double(), (labels != IGNORE_INDEX).sum().double()))
         model.train(was_training)
         mesh = self.parallel_dims.get_optional_mesh("loss")
@@ -78,9 +84,16 @@ def build_validator(
     parallel_dims: ParallelDims,
     loss_fn: LossFunction,
     metrics_processor: MetricsProcessor,
+    validation_context: TrainContext,
     **unused: Any,
 ) -> SplitValidator:
     """Build the validator, as torchtitan's TrainSpec wants it."""
     return SplitValidator(
-        job_config, dp_world_size, dp_rank, parallel_dims, loss_fn, metrics_processor
+        job_config,
+        dp_world_size,
+        dp_rank,
+        parallel_dims,
+        loss_fn,
+        metrics_processor,
+        validation_context,
     )

@@ -9,6 +9,8 @@ from titan_motif.kernels.reference import (
     grouped_differential_attention,
     poly_norm,
     poly_norm_mul,
+    poly_norm_mul_given_sums,
+    poly_norm_power_sums,
     rms_norm,
 )
 
@@ -17,5 +19,7 @@ __all__ = [
     "grouped_differential_attention",
     "poly_norm",
     "poly_norm_mul",
+    "poly_norm_mul_given_sums",
+    "poly_norm_power_sums",
     "rms_norm",
 ]

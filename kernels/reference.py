@@ -19,14 +19,7 @@ def poly_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-6) -> Ten
     Shapes:   x (..., width) floating; weight (3,); bias (1,) -> like x, in x's dtype
     Computed: in float32 (float64 for float64 inputs), with one cast at the end
     """
-    dtype = _accumulation_dtype(x)
-    wide, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
-
-    def normalized(z: Tensor) -> Tensor:
-        return z * torch.rsqrt(z.square().mean(-1, keepdim=True) + eps)
-
-    y = weight[0] * normalized(wide**3) + weight[1] * normalized(wide**2)
-    return (y + weight[2] * normalized(wide) + bias).to(x.dtype)
+    return _poly_norm_wide(x, poly_norm_power_sums(x), x.shape[-1], weight, bias, eps).to(x.dtype)
 
 
 def poly_norm_mul(x: Tensor, up: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-6) -> Tensor:
@@ -34,8 +27,44 @@ def poly_norm_mul(x: Tensor, up: Tensor, weight: Tensor, bias: Tensor, eps: floa
 
     Shapes: x, up (..., width); weight (3,); bias (1,) -> like x
     """
+    sums = poly_norm_power_sums(x)
+    return poly_norm_mul_given_sums(x, up, sums, x.shape[-1], weight, bias, eps)
+
+
+def poly_norm_power_sums(x: Tensor) -> Tensor:
+    """Return what PolyNorm has to know of a row: the sums of x^6, x^4 and x^2.
+
+    Sums of parts of a row add up to those of the row, so that a row may be cut over ranks.
+
+    Shapes: x (..., width) -> (..., 3), float32 (float64 for float64 inputs)
+    """
+    square = x.to(_accumulation_dtype(x)).square()
+    return torch.stack(((square**3).sum(-1), square.square().sum(-1), square.sum(-1)), dim=-1)
+
+
+def poly_norm_mul_given_sums(
+    x: Tensor,  # (..., part of the width)
+    up: Tensor,  # like x
+    power_sums: Tensor,  # (..., 3), of whole rows
+    width: int,
+    weight: Tensor,  # (3,)
+    bias: Tensor,  # (1,)
+    eps: float = 1e-6,
+) -> Tensor:  # like x
+    """Return PolyNorm(x) * up on a part of the columns; `width` is that of whole rows."""
+    wide = _poly_norm_wide(x, power_sums, width, weight, bias, eps)
+    return (wide * up.to(wide.dtype)).to(x.dtype)
+
+
+def _poly_norm_wide(
+    x: Tensor, power_sums: Tensor, width: int, weight: Tensor, bias: Tensor, eps: float
+) -> Tensor:
+    """PolyNorm before its cast to x's dtype."""
     dtype = _accumulation_dtype(x)
-    return (poly_norm(x.to(dtype), weight, bias, eps) * up.to(dtype)).to(x.dtype)
+    wide = x.to(dtype)
+    scales = weight.to(dtype) * torch.rsqrt(power_sums / width + eps)  # (..., 3)
+    cubic, quadratic, linear = scales.unsqueeze(-2).unbind(-1)  # each (..., 1)
+    return ((cubic * wide + quadratic) * wide + linear) * wide + bias.to(dtype)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -10,6 +10,12 @@ sys.path.append(str(Path(__file__).parent / "distributed"))
 from pool import RankPool
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--update-golden", action="store_true", help="write the stored losses of tests/golden anew"
+    )
+
+
 @pytest.fixture(scope="session")
 def rank_pool(tmp_path_factory):
     """Four gloo workers that live as long as the test run; started when first asked for."""

@@ -93,6 +93,23 @@ class ActivationCheckpoint(torchtitan_config.ActivationCheckpoint):
 
     mode: Literal["selective", "full", "memory_budget", "none"] = "none"
     """Type of activation checkpointing."""
+    selective_ac_option: str = "op"
+    """What 'selective' keeps: 'op' the results of the large products and of attention, in every
+    block; a number n everything, in all blocks but each n-th, which keeps nothing."""
+
+
+@dataclass
+class Comm(torchtitan_config.Comm):
+    """How long a collective may take, and what is recorded of collectives.
+
+    A rank that waits for another longer than this ends the run, with every rank's last collectives
+    written to dump_folder/comm_traces (PyTorch's flight recorder; NCCL only, on by default).
+    """
+
+    init_timeout_seconds: int = 1800
+    """Until the first step has ended: loading a checkpoint and compiling fall into this time."""
+    train_timeout_seconds: int = 600
+    """After it. What may keep a rank: a synchronous save, compiling for validation's shapes."""
 
 
 @dataclass
@@ -124,6 +141,7 @@ class JobConfig(torchtitan_config.JobConfig):
     metrics: Metrics = field(default_factory=Metrics)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     activation_checkpoint: ActivationCheckpoint = field(default_factory=ActivationCheckpoint)
+    comm: Comm = field(default_factory=Comm)
     validation: Validation = field(default_factory=Validation)
     summary: Summary = field(default_factory=Summary)
 

@@ -7,10 +7,8 @@ from pathlib import Path
 import torch
 
 from titan_motif.config import JobConfig
+from titan_motif.layout import Finding, check_layout
 from titan_motif.model.args import FLAVORS, Motif2ModelArgs
-
-Finding = tuple[str, str]
-"""A key, and the rest of the sentence about it."""
 
 _AT_LEAST = {
     "training.steps": 1,
@@ -51,8 +49,8 @@ def check_values(config: JobConfig, world_size: int | None) -> Iterator[Finding]
     yield from _model(config)
     yield from _schedule(config)
     yield from _files(config)
-    if world_size is not None:
-        yield from _layout(config, world_size)
+    if world_size is not None and config.model.flavor in FLAVORS:
+        yield from check_layout(config, model_args(config), world_size)
 
 
 def model_args(config: JobConfig) -> Motif2ModelArgs:
@@ -99,18 +97,6 @@ def _unsupported(config: JobConfig) -> Iterator[Finding]:
             "optimizer.early_step_in_backward",
             "is true; clipping needs false",
         )
-    for key in (
-        "parallelism.data_parallel_replicate_degree",
-        "parallelism.tensor_parallel_degree",
-        "parallelism.pipeline_parallel_degree",
-        "parallelism.context_parallel_degree",
-        "parallelism.expert_parallel_degree",
-    ):
-        if _value(config, key) != 1:
-            yield (
-                key,
-                f"is {_value(config, key)}; only 1 is supported: use data_parallel_shard_degree",
-            )
     for section in ("fault_tolerance", "memory_estimation"):
         if getattr(config, section).enable:
             yield f"{section}.enable", "is true; this trainer does not support it"
@@ -169,23 +155,3 @@ def _files(config: JobConfig) -> Iterator[Finding]:
     initial = config.checkpoint.initial_load_path
     if initial is not None and not Path(initial).is_dir():
         yield "checkpoint.initial_load_path", f"is {initial!r}; no such folder"
-
-
-def _layout(config: JobConfig, world_size: int) -> Iterator[Finding]:
-    degree = config.parallelism.data_parallel_shard_degree
-    if degree not in (-1, world_size):
-        yield (
-            "parallelism.data_parallel_shard_degree",
-            (f"is {degree}; {world_size} processes allow -1 or {world_size}"),
-        )
-        return
-    unit = config.training.local_batch_size * world_size
-    size = config.training.global_batch_size
-    if size != -1 and size % unit:
-        yield (
-            "training.global_batch_size",
-            (
-                f"is {size}; a multiple of local_batch_size x data-parallel ranks "
-                f"({config.training.local_batch_size} x {world_size} = {unit}) is needed"
-            ),
-        )

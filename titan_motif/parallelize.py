@@ -1,7 +1,8 @@
 """Parallelism as a function over a finished model (on meta).
 
-Order: activation checkpointing -> compile -> FSDP. FSDP is applied on one rank too, so that one
-precision policy holds on every layout, and no second path (autocast) exists.
+Order: tensor parallel -> activation checkpointing -> compile -> FSDP or HSDP. FSDP is applied on
+one rank too, so that one precision policy holds on every layout, and no second path (autocast)
+exists.
 """
 
 import torch
@@ -19,24 +20,33 @@ from torchtitan.distributed.activation_checkpoint import apply_ac
 from torchtitan.tools.logging import logger
 
 from titan_motif.device import device_type
+from titan_motif.layout import check_layout
 from titan_motif.model import Motif2Model
+from titan_motif.tensor_parallel import apply_tensor_parallel
 
 
 def parallelize(
     model: Motif2Model, parallel_dims: ParallelDims, job_config: JobConfig
 ) -> Motif2Model:
-    """Apply what the job asks for to the model, in place, and return it."""
-    compiles_model = job_config.compile.enable and "model" in job_config.compile.components
-    if job_config.activation_checkpoint.mode != "none":
-        apply_ac(
-            model,
-            job_config.activation_checkpoint,
-            model_compile_enabled=compiles_model,
-            op_sac_save_list=KEPT_OPERATORS,
-            base_folder=job_config.job.dump_folder,
-        )
-    if compiles_model:
+    """Apply what the job asks for to the model, in place, and return it.
+
+    Raises: ValueError for a layout that this model cannot be trained on
+    """
+    for key, message in check_layout(job_config, model.model_args, parallel_dims.world_size):
+        raise ValueError(f"{key} {message}")
+    if parallel_dims.tp_enabled:
+        apply_tensor_parallel(model, parallel_dims.get_mesh("tp"))
+    # torch 2.13 cannot compile a fully checkpointed block of DTensors (it wants to save the mesh as
+    # a tensor): there checkpointing goes around the compiled block. Elsewhere it goes inside, where
+    # the compiler leaves out what the backward pass does not need.
+    fully = job_config.activation_checkpoint.mode == "full"
+    checkpoint_outside = parallel_dims.tp_enabled and fully
+    if not checkpoint_outside:
+        checkpoint_activations(model, job_config)
+    if _compiles_model(job_config):
         compile_blocks(model, job_config.compile.backend)
+    if checkpoint_outside:
+        checkpoint_activations(model, job_config)
     training = job_config.training
     policy = precision_policy(job_config)
     offload = CPUOffloadPolicy() if training.enable_cpu_offload else None
@@ -48,10 +58,27 @@ def parallelize(
         offload_policy=offload,
     )
     logger.info(
-        f"FSDP over {parallel_dims.dp_shard} ranks: parameters {training.dtype}, products "
+        f"{describe(parallel_dims)}: parameters {training.dtype}, products "
         f"{training.mixed_precision_param}, gradients reduced in {training.mixed_precision_reduce}"
     )
     return model
+
+
+def checkpoint_activations(model: Motif2Model, job_config: JobConfig) -> None:
+    """Recompute in the backward pass what `activation_checkpoint` says, block by block."""
+    if job_config.activation_checkpoint.mode == "none":
+        return
+    apply_ac(
+        model,
+        job_config.activation_checkpoint,
+        model_compile_enabled=_compiles_model(job_config),
+        op_sac_save_list=KEPT_OPERATORS,
+        base_folder=job_config.job.dump_folder,
+    )
+
+
+def _compiles_model(job_config: JobConfig) -> bool:
+    return job_config.compile.enable and "model" in job_config.compile.components
 
 
 KEPT_OPERATORS = {
@@ -60,6 +87,9 @@ KEPT_OPERATORS = {
     torch.ops.aten._scaled_dot_product_flash_attention.default,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+    # What crossed ranks is not sent again.
+    torch.ops._c10d_functional.reduce_scatter_tensor.default,
+    torch.ops._c10d_functional.all_reduce.default,
 }
 """Operators whose results selective checkpointing keeps; norms and PolyNorm are recomputed."""
 
@@ -85,10 +115,26 @@ def precision_policy(job_config: JobConfig) -> MixedPrecisionPolicy:
     )
 
 
+def describe(parallel_dims: ParallelDims) -> str:
+    """Return the layout in words: 'FSDP over 4 ranks x tensor parallel over 2'."""
+    text = f"FSDP over {parallel_dims.dp_shard} ranks"
+    if parallel_dims.dp_replicate_enabled:
+        text = f"{parallel_dims.dp_replicate} replicas of {text}"
+    return text + (
+        f" x tensor parallel over {parallel_dims.tp}" if parallel_dims.tp_enabled else ""
+    )
+
+
 def data_parallel_mesh(parallel_dims: ParallelDims) -> DeviceMesh:
-    """The mesh that parameters are sharded over; a mesh of one rank where there is one."""
+    """The mesh that parameters are sharded over, after a dimension of replicas if there are any."""
+    if parallel_dims.dp_replicate_enabled:
+        return parallel_dims.get_mesh(["dp_replicate", "fsdp"])
     if parallel_dims.fsdp_enabled:
         return parallel_dims.get_mesh("fsdp")
+    if parallel_dims.tp_enabled:
+        # torchtitan hands out no mesh of one rank; FSDP sets the precision, and needs one that
+        # belongs to the same larger mesh as the tensor-parallel one.
+        return parallel_dims._global_meshes["dense"]["fsdp"]
     return parallel_dims.world_mesh
 
 

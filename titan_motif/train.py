@@ -146,7 +146,8 @@ class MotifTrainer(torchtitan.train.Trainer):
         for prompt in SAMPLE_PROMPTS:
             ids = self.tokenizer.encode(prompt, add_bos=False, add_eos=False)
             tokens = torch.tensor([ids], device=device_type)
-            samples.append(self.tokenizer.decode(sample(model, tokens, num_tokens)[0].tolist()))
+            drawn = sample(model, tokens, num_tokens, multiple=64 * self.parallel_dims.tp)
+            samples.append(self.tokenizer.decode(drawn[0].tolist()))
         model.train()
         return samples
 

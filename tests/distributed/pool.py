@@ -8,11 +8,13 @@ fails the test with its traceback; the pool then starts anew.
 
 import importlib.util
 import inspect
+import logging
 import os
 import pickle
 import subprocess
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Client, Connection, Listener, wait
 from pathlib import Path
@@ -32,7 +34,12 @@ class RankPool:
         self.workers: list[tuple[subprocess.Popen, Connection]] = []
 
     def run(
-        self, function: Callable[..., Any], world_size: int, *arguments: Any, seconds: float = 90
+        self,
+        function: Callable[..., Any],
+        world_size: int,
+        *arguments: Any,
+        seconds: float = 90,
+        **keywords: Any,
     ) -> list[Any]:
         """Return the function's results, rank 0's first."""
         if not 1 <= world_size <= NUM_WORKERS:
@@ -44,25 +51,31 @@ class RankPool:
         where = inspect.getsourcefile(function), function.__name__
         connections = [connection for _, connection in self.workers[:world_size]]
         for rank, connection in enumerate(connections):
-            connection.send((*where, arguments, rank, world_size, str(meeting)))
+            connection.send((*where, arguments, keywords, rank, world_size, str(meeting)))
         return self._collect(connections, function.__name__, seconds)
 
     def _collect(self, connections: list[Connection], name: str, seconds: float) -> list[Any]:
         results: dict[Connection, Any] = {}
+        failures: list[str] = []
         deadline = monotonic() + seconds
         while len(results) < len(connections):
             waiting = [c for c in connections if c not in results]
             ready = wait(waiting, timeout=max(deadline - monotonic(), 0))
+            if not ready and failures:
+                break
             if not ready:
                 silent = [connections.index(c) for c in waiting]
                 self.close()
                 raise TimeoutError(f"{name}: ranks {silent} did not answer in {seconds} s")
             for connection in ready:
-                failed, value = connection.recv()
+                failed, results[connection] = connection.recv()
                 if failed:
-                    self.close()  # the other ranks may hang in a collective
-                    raise AssertionError(f"rank {connections.index(connection)}:\n{value}")
-                results[connection] = value
+                    failures.append(f"rank {connections.index(connection)}:\n{results[connection]}")
+                    # Others may hang in a collective, or fail at once because this one has gone.
+                    deadline = min(deadline, monotonic() + 2)
+        if failures:
+            self.close()
+            raise AssertionError("\n".join(failures))
         return [results[c] for c in connections]
 
     def _start(self) -> None:
@@ -97,10 +110,12 @@ def _serve(address: str) -> None:
     import torch.distributed as dist
 
     torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
+    logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
     connection = Client(address, "AF_UNIX")
     while True:
         try:
-            path, name, arguments, rank, world_size, meeting = connection.recv()
+            path, name, arguments, keywords, rank, world_size, meeting = connection.recv()
         except EOFError:
             return
         os.environ |= {
@@ -112,7 +127,7 @@ def _serve(address: str) -> None:
             store = dist.FileStore(meeting, world_size)
             dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
             try:
-                answer = pickle.dumps((False, _load(path, name)(*arguments)))
+                answer = pickle.dumps((False, _load(path, name)(*arguments, **keywords)))
             finally:
                 dist.destroy_process_group()
         except BaseException:

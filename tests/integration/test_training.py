@@ -186,6 +186,22 @@ def test_a_run_leaves_its_records(rank_pool, arguments, tmp_path: Path):
     assert not any("bigram" in line for line in quiet)
 
 
+def test_tensor_parallel_ranks_train_the_same_run(rank_pool, arguments, tmp_path: Path):
+    heads = ["--model.args.n_heads", "10", "--model.args.n_kv_heads", "4"]
+    arguments = [*arguments, *heads, "--training.global_batch_size", "4"]
+    rank_pool.run(run, 2, elsewhere(arguments, tmp_path / "fsdp"), str(ROOT))
+    arguments = [*arguments, "--parallelism.tensor_parallel_degree", "2"]
+    (log, *_) = rank_pool.run(run, 4, elsewhere(arguments, tmp_path / "both"), str(ROOT))
+    assert any("FSDP over 2 ranks x tensor parallel over 2" in line for line in log)
+    fsdp, both = losses(tmp_path / "fsdp"), losses(tmp_path / "both")
+    assert sorted(both) == list(range(1, 21))
+    assert both == pytest.approx(fsdp, rel=1e-4)
+    summaries = [json.loads((tmp_path / n / "summary.json").read_text()) for n in ("fsdp", "both")]
+    for key in ("tokens_seen", "validation_loss", "bigram_validation_loss"):
+        assert summaries[1][key] == pytest.approx(summaries[0][key], rel=1e-4)
+    assert len(summaries[1]["samples"]) == 3
+
+
 def run_under_torchtitan(root: str, argv: list[str]) -> None:
     """torchtitan's own Trainer and configuration, with our plug-in named in it."""
     import os

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from titan_motif import kernels
+from titan_motif.components import operators
 from titan_motif.model.args import Motif2ModelArgs
 from titan_motif.model.scalars import Scalars
 
@@ -17,7 +18,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return kernels.rms_norm(x, self.weight, self.eps)
+        return operators.rms_norm(x, self.weight, self.eps)
 
 
 def rotation_at(

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from titan_motif import kernels
+from titan_motif.components import operators
 from titan_motif.model.args import Motif2ModelArgs
 from titan_motif.model.scalars import Scalars
 
@@ -22,7 +22,7 @@ class FeedForward(nn.Module):
         x: Tensor,  # (batch, seq, dim)
         scalars: Scalars,
     ) -> Tensor:  # (batch, seq, dim)
-        gated = kernels.poly_norm_mul(
+        gated = operators.poly_norm_mul(
             self.gate_proj(x), self.up_proj(x), scalars.poly_weight, scalars.poly_bias, self.eps
         )
         return self.down_proj(gated)

@@ -26,7 +26,7 @@ LAMBDA_STD = 0.1  # of the released code
 def initialize(model: nn.Module, args: Motif2ModelArgs) -> None:
     """Fill every parameter of the model in place; parameters may be sharded DTensors."""
     for wrapped_name, parameter in model.named_parameters():
-        name = wrapped_name.replace("_orig_mod.", "")  # of torch.compile's wrapper
+        name = plain_name(wrapped_name)
         if name.endswith("poly_weight"):
             parameter.fill_(1 / 3)
         elif name.endswith("poly_bias"):
@@ -35,6 +35,11 @@ def initialize(model: nn.Module, args: Motif2ModelArgs) -> None:
             parameter.fill_(1.0)
         else:
             fill_normal(parameter, name, args.init_seed, _standard_deviation(name, args))
+
+
+def plain_name(name: str) -> str:
+    """Return a parameter's name without what torch.compile and checkpointing put around modules."""
+    return name.replace("_orig_mod.", "").replace("_checkpoint_wrapped_module.", "")
 
 
 def _standard_deviation(name: str, args: Motif2ModelArgs) -> float:

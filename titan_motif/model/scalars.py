@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from titan_motif.model.args import Motif2ModelArgs
 
@@ -53,7 +54,8 @@ class ScalarParameters(nn.Module):
     def reset_buffers(self) -> None:
         """Write lambda's constants; buffers built on meta hold nothing yet."""
         values = torch.tensor(self.args.layer_lam_init, dtype=torch.float64)
-        self.lam_init = values.to(self.lam_init)
+        local = self.lam_init.to_local() if isinstance(self.lam_init, DTensor) else self.lam_init
+        local.copy_(values)
 
     def _stack(self, name: str) -> Tensor:
         return torch.stack([getattr(layer, name) for layer in self.layers])

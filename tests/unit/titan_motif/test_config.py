@@ -57,7 +57,6 @@ BAD_FILES = {
     "vocabulary": ("[training]\nbuiltin_vocab_size = 4096", "size is 4096", "1024 entries"),
     "optimizer": ('[optimizer]\nname = "Lion"', "optimizer.name is 'Lion'", "'AdamW'"),
     "shards": ("[parallelism]\ndata_parallel_shard_degree = 3", "degree is 3", "-1 or 2"),
-    "tensor parallel": ("[parallelism]\ntensor_parallel_degree = 2", "degree is 2", "only 1"),
     "keep one": ("[checkpoint]\nkeep_latest_k = 1", "keep_latest_k is 1", "at least 2"),
     "missing data": (
         '[training]\ndataset = "prepared"\ndataset_path = "/nowhere"',

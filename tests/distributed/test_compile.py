@@ -1,0 +1,52 @@
+"""torch.compile of the blocks: one graph for all layers, none broken, none compiled again."""
+
+import torch
+
+
+def compile_counts(recompute: str, tensor: int):
+    """Graphs, breaks and recompilations of 8 blocks: after one step, and after two more."""
+    import importlib.util
+    from pathlib import Path
+
+    from torch._dynamo.utils import counters
+    from torchtitan.distributed.utils import get_train_context
+
+    path = Path(__file__).with_name("test_layouts.py")
+    spec = importlib.util.spec_from_file_location("layouts", path)
+    layouts = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(layouts)
+
+    torch._dynamo.reset()
+    counters.clear()
+    layout = {1: "one", 2: "tp2"}[tensor]
+    model, dims = layouts.build(layout, recompute, "aot_eager", n_layers=8)
+    tokens = layouts.all_tokens()[:2]
+    counts = []
+    for step in range(3):
+        with get_train_context(dims.tp_enabled)():
+            logits = model((tokens[:, :-1] + step) % 300).flatten(0, 1)
+            torch.nn.functional.cross_entropy(logits, tokens[:, 1:].flatten()).backward()
+        counts.append(counters["stats"]["unique_graphs"])
+    return counts, dict(counters["graph_break"]), model.scalars().lam.detach()
+
+
+def check(rank_pool, recompute: str, tensor: int) -> None:
+    for counts, breaks, lam in rank_pool.run(
+        compile_counts, tensor, recompute, tensor, seconds=150
+    ):
+        assert len(set(lam.tolist())) == 8  # the layers' numbers differ
+        assert 1 <= counts[0] <= 2
+        assert counts == [counts[0]] * 3
+        assert not breaks
+
+
+def test_eight_blocks_share_their_graphs(rank_pool):
+    check(rank_pool, "none", 1)
+
+
+def test_eight_recomputed_blocks_share_their_graphs(rank_pool):
+    check(rank_pool, "full", 1)
+
+
+def test_eight_tensor_parallel_blocks_share_their_graphs(rank_pool):
+    check(rank_pool, "selective", 2)

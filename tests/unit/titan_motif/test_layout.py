@@ -1,0 +1,139 @@
+"""Layouts: which ones are refused, with what words, before any process group forms."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import titan_motif.device  # noqa: F401
+from titan_motif import check_config
+from titan_motif.config_loading import load_config
+from titan_motif.layout import allowed_tensor_degrees
+from titan_motif.model import FLAVORS
+
+ROOT = Path(__file__).resolve().parents[3]
+REPLICATE = "--parallelism.data_parallel_replicate_degree"
+SHARD = "--parallelism.data_parallel_shard_degree"
+TENSOR = "--parallelism.tensor_parallel_degree"
+WIDE = ["--model.args.n_heads", "20", "--model.args.n_kv_heads", "8"]  # four groups, four pairs
+
+# processes, arguments, what was found, what is allowed
+BAD_LAYOUTS = {
+    "replicas alone": (2, [REPLICATE, "2"], "degree is 2 with nothing sharded", "shard_degree"),
+    "pipeline": (2, ["--parallelism.pipeline_parallel_degree", "2"], "only 1", "tensor_parallel"),
+    "context": (2, ["--parallelism.context_parallel_degree", "2"], "no ring", "tensor_parallel"),
+    "experts": (2, ["--parallelism.expert_parallel_degree", "2"], "no experts", "shard_degree"),
+    "no replica": (2, [REPLICATE, "0"], "replicate_degree is 0", "at least 1"),
+    "no tensor rank": (2, [TENSOR, "0"], "tensor_parallel_degree is 0", "at least 1"),
+    "no shard": (2, [SHARD, "0"], "shard_degree is 0", "-1 (all that is left) or at least 1"),
+    "product too small": (8, [SHARD, "2", TENSOR, "2"], "shard_degree is 2", "-1 or 4"),
+    "product too large": (2, [SHARD, "4"], "shard_degree is 4", "-1 or 2"),
+    "odd number of processes": (3, [TENSOR, "2"], "1 replicas x 2", "divide the 3 processes"),
+    "odd replicas": (3, [REPLICATE, "2"], "2 replicas x 1", "divide the 3 processes"),
+    "groups of heads": (4, [TENSOR, "4"], "2 groups of heads cannot", "one of 1, 2 can"),
+    "pairs of key heads": (
+        4,
+        [TENSOR, "4", "--model.args.n_heads", "20"],
+        "2 pairs of key heads cannot",
+        "one of 1, 2 can",
+    ),
+    "hidden columns": (
+        4,
+        [TENSOR, "4", *WIDE, "--model.args.hidden_dim", "450"],
+        "450 columns of the feed-forward layer cannot",
+        "one of 1, 2 can",
+    ),
+    "vocabulary": (
+        4,
+        [TENSOR, "4", *WIDE, "--model.args.vocab_size", "1026"],
+        "1026 entries of the vocabulary cannot",
+        "one of 1, 2 can",
+    ),
+    "heads of plain attention": (
+        4,
+        [TENSOR, "4", "--model.args.grouped_ratio", "0", "--model.args.n_kv_heads", "5"],
+        "10 query heads cannot",
+        "one of 1 can",
+    ),
+    "sequence": (2, [TENSOR, "2", "--training.seq_len", "127"], "seq_len is 127", "a multiple of"),
+    "validation": (2, [TENSOR, "2", "--validation.seq_len", "9"], "seq_len is 9", "a multiple of"),
+    "batch": (
+        8,
+        [REPLICATE, "2", TENSOR, "2", "--training.global_batch_size", "8"],
+        "global_batch_size is 8",
+        "4 x 4 = 16",
+    ),
+    "whole logits": (
+        2,
+        [TENSOR, "2", "--parallelism.disable_loss_parallel"],
+        "disable_loss_parallel is true",
+        "leave it false",
+    ),
+    "asynchronous": (
+        2,
+        [TENSOR, "2", "--parallelism.enable_async_tensor_parallel"],
+        "enable_async_tensor_parallel is true",
+        "leave it false",
+    ),
+    "FP8": (
+        2,
+        [TENSOR, "2", "--model.converters", "quantize.linear.float8"],
+        "model.converters is not supported",
+        "leave it empty",
+    ),
+}
+
+
+def _no_group(*_, **__):
+    pytest.fail("a process group was formed")
+
+
+@pytest.mark.parametrize("case", BAD_LAYOUTS)
+def test_an_impossible_layout_is_answered_with_one_line(case: str, capsys, monkeypatch):
+    world_size, arguments, found, allowed = BAD_LAYOUTS[case]
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(torch.distributed, "init_process_group", _no_group)
+    command = ["--world-size", str(world_size), "--job.config_file", "train_configs/debug.toml"]
+    assert check_config.main([*command, *arguments]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    (line,) = printed.err.splitlines()
+    assert found in line
+    assert allowed in line
+
+
+@pytest.mark.parametrize(
+    ("world_size", "arguments"),
+    [
+        (1, []),
+        (4, [SHARD, "4", "--training.global_batch_size", "16"]),
+        (4, [REPLICATE, "2", "--training.global_batch_size", "16"]),
+        (4, [TENSOR, "2"]),
+        (4, [TENSOR, "4", *WIDE]),
+        (8, [REPLICATE, "2", SHARD, "2", TENSOR, "2", "--training.global_batch_size", "16"]),
+    ],
+)
+def test_possible_layouts_pass(world_size: int, arguments: list[str], monkeypatch):
+    monkeypatch.chdir(ROOT)
+    load_config(["--job.config_file", "train_configs/debug.toml", *arguments], world_size)
+
+
+def test_large_models_can_be_cut_over_a_machine():
+    assert allowed_tensor_degrees(FLAVORS["12_7b"]) == [1, 2, 4, 8]
+    assert allowed_tensor_degrees(FLAVORS["2_6b"]) == [1, 2, 4, 8]
+
+
+def test_the_plugin_refuses_what_the_check_would(monkeypatch):
+    """Under torchtitan's own entry nothing has checked the job before."""
+    from types import SimpleNamespace
+
+    from titan_motif.config import JobConfig
+    from titan_motif.model import Motif2Model
+    from titan_motif.parallelize import parallelize
+
+    config = JobConfig()
+    config.parallelism.data_parallel_replicate_degree = 2
+    with torch.device("meta"):
+        model = Motif2Model(FLAVORS["debug"])
+    with pytest.raises(ValueError, match="replicas alone are not supported"):
+        parallelize(model, SimpleNamespace(world_size=2), config)
