@@ -2,11 +2,12 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 from titan_motif.corpus.prepare import prepare
 
 
-def main() -> int:
+def main(argv: Sequence[str]) -> int:
     """Return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m titan_motif.corpus",
@@ -16,7 +17,7 @@ def main() -> int:
     parser.add_argument("--vocab-size", type=int, default=1024, help="default %(default)s")
     parser.add_argument("--megabytes", type=float, default=9.0, help="default %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default %(default)s")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     try:
         prepare(options.output, options.vocab_size, options.megabytes, options.seed)
     except (OSError, ValueError) as error:
@@ -26,4 +27,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

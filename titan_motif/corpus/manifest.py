@@ -34,6 +34,15 @@ def load_manifest(folder: str | Path) -> dict[str, Any]:
     return manifest
 
 
+def has_manifest(folder: str | Path) -> bool:
+    """Return whether a folder holds a manifest of ours, of any format, whole or not its files."""
+    try:
+        manifest = json.loads((Path(folder) / MANIFEST).read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(manifest, dict) and {"format", "settings", "files"} <= manifest.keys()
+
+
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
     """Return size and SHA-256 of every file under a folder, by its relative name."""
     return {

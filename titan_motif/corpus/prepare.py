@@ -5,6 +5,7 @@ import json
 import platform
 import random
 import shutil
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,7 +15,13 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from titan_motif.corpus import code, english, mathematics
-from titan_motif.corpus.manifest import FORMAT, MANIFEST, describe_files, load_manifest
+from titan_motif.corpus.manifest import (
+    FORMAT,
+    MANIFEST,
+    describe_files,
+    has_manifest,
+    load_manifest,
+)
 from titan_motif.corpus.tokenizer import END_OF_TEXT, save_tokenizer, train_tokenizer
 
 GROUPS = ("english", "code", "mathematics")
@@ -31,8 +38,10 @@ def prepare(
 ) -> bool:
     """Write the corpus into a folder, unless it is there already; return whether it was written.
 
-    Everything is written beside the folder and moved into place at the end, manifest last.
-    Raises: ValueError if the corpus is too small for the vocabulary
+    Everything is written beside the folder and moved into place at the end; of several processes
+    that prepare one folder at once, the first to end serves all.
+    Raises: ValueError if the corpus is too small for the vocabulary, or if the folder holds what
+            this function did not write
     """
     output = Path(output)
     settings = {
@@ -42,18 +51,43 @@ def prepare(
     }
     if _is_ready(output, settings):
         return False
-    building = output.with_name(output.name + ".building")
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
-    begin = time.perf_counter()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f"{output.name}.building-", dir=output.parent))
+    try:
+        # A folder in it: the temporary one itself can be read by its owner alone.
+        _write(work / "new", settings)
+        return _move_into_place(work, output, settings)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
-    splits = split_documents(_gather(megabytes, seed), seed)
+
+def _is_ready(output: Path, settings: dict[str, Any]) -> bool:
+    """Return whether the corpus is there; ValueError where something else is."""
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return False
+    if not has_manifest(output):
+        raise ValueError(
+            f"{output}: holds something other than a built-in corpus, which is not replaced; "
+            'set training.dataset = "prepared" to train on it, or choose another folder'
+        )
+    try:
+        return load_manifest(output)["settings"] == settings
+    except ValueError as error:
+        print(f"corpus: prepared anew: {error}", flush=True)
+        return False
+
+
+def _write(folder: Path, settings: dict[str, Any]) -> None:
+    """Write tokenizer, splits, and at the end the manifest."""
+    begin = time.perf_counter()
+    vocab_size, seed = settings["vocab_size"], settings["seed"]
+    splits = split_documents(_gather(settings["megabytes"], seed), seed)
     texts = [text for _, text in splits["train"]]
     _say(begin, f"gathered {len(texts)} documents, {sum(map(len, texts)) / 1e6:.1f} MB of text")
     tokenizer = train_tokenizer(texts, vocab_size)
-    save_tokenizer(tokenizer, building / "tokenizer")
+    save_tokenizer(tokenizer, folder / "tokenizer")
     _say(begin, f"trained a tokenizer of {vocab_size} entries")
-    counts = {name: write_split(docs, tokenizer, building / name) for name, docs in splits.items()}
+    counts = {name: write_split(docs, tokenizer, folder / name) for name, docs in splits.items()}
     for name, groups in counts.items():
         tokens = ", ".join(f"{group} {count['tokens']:,}" for group, count in groups.items())
         _say(begin, f"{name}: tokens of {tokens}")
@@ -63,21 +97,25 @@ def prepare(
         "python": platform.python_version(),
         "groups": GROUPS,
         "splits": counts,
-        "files": describe_files(building),
+        "files": describe_files(folder),
     }
-    (building / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-    shutil.rmtree(output, ignore_errors=True)
-    building.rename(output)
-    return True
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
 
 
-def _is_ready(output: Path, settings: dict[str, Any]) -> bool:
-    try:
-        return load_manifest(output)["settings"] == settings
-    except ValueError as error:
-        if output.exists():
-            print(f"corpus: prepared anew: {error}", flush=True)
+def _move_into_place(work: Path, output: Path, settings: dict[str, Any]) -> bool:
+    """Put work/new where the output belongs; return False if another process was faster."""
+    is_there = output.exists()
+    if _is_ready(output, settings):
         return False
+    try:
+        if is_there:  # one of other settings, or damaged
+            output.rename(work / "old")
+        (work / "new").rename(output)
+    except OSError:  # theirs came between the look and the move
+        if not _is_ready(output, settings):
+            raise
+        return False
+    return True
 
 
 def _gather(megabytes: float, seed: int) -> Iterator[Document]:

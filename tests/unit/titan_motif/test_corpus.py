@@ -3,6 +3,8 @@
 import hashlib
 import json
 import re
+import subprocess
+import sys
 from itertools import islice
 from pathlib import Path
 
@@ -11,8 +13,9 @@ import pytest
 from tokenizers import Tokenizer
 
 from titan_motif.corpus import code, english, mathematics
+from titan_motif.corpus.__main__ import main
 from titan_motif.corpus.manifest import load_manifest
-from titan_motif.corpus.prepare import prepare, split_documents
+from titan_motif.corpus.prepare import _is_ready, prepare, split_documents
 
 
 def test_preparing_twice_writes_the_same_bytes(small_corpus: Path, tmp_path: Path):
@@ -48,6 +51,59 @@ def test_damage_is_named_and_repaired(tmp_path: Path):
         load_manifest(folder)
     with pytest.raises(ValueError, match=r"no such file; prepare it with: python -m"):
         load_manifest(tmp_path / "elsewhere")
+
+
+def test_a_folder_of_someone_elses_is_left_alone(tmp_path: Path, capsys):
+    tokens = tmp_path / "mine" / "train" / "tokens.npy"
+    tokens.parent.mkdir(parents=True)
+    tokens.write_bytes(b"precious")
+    (tmp_path / "mine" / "manifest.json").write_text('{"files": "of mine"}')
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["--output", str(tmp_path / "mine"), "--megabytes", "0.2"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {tmp_path / 'mine'}: holds something other than")
+    assert 'training.dataset = "prepared"' in line
+    assert sorted(tmp_path.rglob("*")) == before
+    assert tokens.read_bytes() == b"precious"
+
+
+def test_an_empty_folder_is_filled_and_nothing_is_left_beside_it(tmp_path: Path):
+    (tmp_path / "c").mkdir()
+    assert prepare(tmp_path / "c", vocab_size=400, megabytes=0.2)
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
+    assert (tmp_path / "c").stat().st_mode == (tmp_path / "c" / "train").stat().st_mode
+
+
+def test_several_processes_can_prepare_one_folder_at_once(tmp_path: Path):
+    arguments = ["--output", str(tmp_path / "c"), "--vocab-size", "400", "--megabytes", "0.2"]
+    command = [sys.executable, "-m", "titan_motif.corpus", *arguments]
+    started = [
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    assert [process.communicate()[1] for process in started] == ["", "", ""]
+    assert [process.returncode for process in started] == [0, 0, 0]
+    assert load_manifest(tmp_path / "c")["settings"]["vocab_size"] == 400
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
+
+
+@pytest.mark.parametrize("moment", ["before the last look", "after the last look"])
+def test_the_corpus_of_a_faster_process_is_used(moment: str, tmp_path: Path, monkeypatch):
+    prepare(tmp_path / "theirs", vocab_size=400, megabytes=0.2)
+    looks = []
+
+    def look(output: Path, settings) -> bool:
+        looks.append(output)
+        ready = _is_ready(output, settings)
+        if len(looks) == (1 if moment == "before the last look" else 2):
+            (tmp_path / "theirs").rename(output)
+        return ready
+
+    monkeypatch.setattr("titan_motif.corpus.prepare._is_ready", look)
+    assert not prepare(tmp_path / "c", vocab_size=400, megabytes=0.2)
+    monkeypatch.undo()
+    assert load_manifest(tmp_path / "c")["settings"]["vocab_size"] == 400
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
 
 
 def test_a_vocabulary_that_the_text_cannot_fill_is_refused(tmp_path: Path):
