@@ -64,6 +64,11 @@ class Training(torchtitan_config.Training):
     """Folder of the prepared corpus."""
     builtin_vocab_size: int = 1024
     """Entries of the tokenizer that is trained on the built-in corpus."""
+    local_batch_size: int = 8
+    """
+    Sequences in a rank's micro-batch; -1 is global_batch_size / data-parallel ranks, one
+    micro-batch a step.
+    """
     mixed_precision_param: Literal["auto", "bfloat16", "float32"] = "auto"
     """
     Dtype of the matrix products. Parameters stay in training.dtype and gradients are reduced in
@@ -146,8 +151,18 @@ class JobConfig(torchtitan_config.JobConfig):
     summary: Summary = field(default_factory=Summary)
 
 
-def resolve(config: torchtitan_config.JobConfig) -> None:
-    """Replace what is 'auto' by what it means on this machine, in place. Twice is as once."""
-    if config.training.mixed_precision_param == "auto":
+def resolve(config: torchtitan_config.JobConfig, world_size: int | None = None) -> None:
+    """Replace what is 'auto' by what it means on this machine, in place. Twice is as once.
+
+    Args:
+        world_size: number of processes; None leaves what depends on it, and so do ranks that do
+                    not divide the global batch (titan_motif.layout refuses them)
+    """
+    training = config.training
+    if training.mixed_precision_param == "auto":
         on_cpu = torch.accelerator.current_accelerator() is None
-        config.training.mixed_precision_param = "float32" if on_cpu else "bfloat16"
+        training.mixed_precision_param = "float32" if on_cpu else "bfloat16"
+    if training.local_batch_size == -1 and world_size is not None:
+        ranks = world_size // max(config.parallelism.tensor_parallel_degree, 1)
+        if ranks and training.global_batch_size > 0 and training.global_batch_size % ranks == 0:
+            training.local_batch_size = training.global_batch_size // ranks

@@ -12,7 +12,6 @@ from titan_motif.model.args import FLAVORS, Motif2ModelArgs
 
 _AT_LEAST = {
     "training.steps": 1,
-    "training.local_batch_size": 1,
     "training.seq_len": 1,
     "training.gc_freq": 1,
     "training.builtin_vocab_size": 300,
@@ -28,6 +27,11 @@ _AT_LEAST = {
     "summary.sample_tokens": 0,
     "comm.init_timeout_seconds": 1,
     "comm.train_timeout_seconds": 1,
+}
+_AT_LEAST_1_OR_MINUS_1 = {
+    "training.local_batch_size": "global_batch_size / data-parallel ranks",
+    "training.global_batch_size": "local_batch_size x data-parallel ranks",
+    "validation.steps": "the whole split",
 }
 _BETWEEN = {
     "optimizer.beta1": (0.0, 1.0),
@@ -70,6 +74,9 @@ def _ranges(config: JobConfig) -> Iterator[Finding]:
     for key, least in _AT_LEAST.items():
         if _value(config, key) < least:
             yield key, f"is {_value(config, key)}; at least {least} is needed"
+    for key, meaning in _AT_LEAST_1_OR_MINUS_1.items():
+        if _value(config, key) != -1 and _value(config, key) < 1:
+            yield key, f"is {_value(config, key)}; -1 ({meaning}) or at least 1 is needed"
     for key, (low, high) in _BETWEEN.items():
         if not low <= _value(config, key) <= high:
             yield key, f"is {_value(config, key)}; {low} to {high} is allowed"
@@ -78,12 +85,6 @@ def _ranges(config: JobConfig) -> Iterator[Finding]:
             yield key, f"is {_value(config, key)}; more than 0 is needed"
     if config.checkpoint.keep_latest_k == 1:
         yield "checkpoint.keep_latest_k", "is 1; 0 (keep all) or at least 2 is needed"
-    if config.validation.steps != -1 and config.validation.steps < 1:
-        steps = config.validation.steps
-        yield "validation.steps", f"is {steps}; -1 (the whole split) or at least 1 is needed"
-    size = config.training.global_batch_size
-    if size != -1 and size < 1:
-        yield "training.global_batch_size", f"is {size}; -1 or at least 1 is needed"
 
 
 def _unsupported(config: JobConfig) -> Iterator[Finding]:

@@ -44,7 +44,7 @@ def load_config(argv: Sequence[str], world_size: int | None = None) -> JobConfig
     for key, value in overrides.items():
         _assign(config, key, value, "command line:", from_text=True)
         origins[key] = "command line"
-    resolve(config)
+    resolve(config, world_size)
     for key, message in check_values(config, world_size):
         origin = origins.get(key, path or "defaults")
         raise ConfigError(f"{origin}: {key} {message}")

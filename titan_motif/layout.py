@@ -122,7 +122,16 @@ def _what_a_rank_shares(args: Motif2ModelArgs) -> list[tuple[int, str]]:
 def _batch(config: JobConfig, world_size: int) -> Iterator[Finding]:
     ranks = world_size // config.parallelism.tensor_parallel_degree
     local, size = config.training.local_batch_size, config.training.global_batch_size
-    if size != -1 and size % (local * ranks):
+    if local == -1 == size:
+        yield "training.local_batch_size", "is -1 and global_batch_size too; give one of them"
+    elif local == -1 and size % ranks:
+        fewer = max(n for n in range(1, ranks) if size % n == 0)
+        yield (
+            "training.global_batch_size",
+            f"is {size}; {ranks} data-parallel ranks cannot share it evenly (local_batch_size "
+            f"is -1): {fewer} can, or {ranks} can share {ranks * (size // ranks + 1)}",
+        )
+    elif local != -1 and size != -1 and size % (local * ranks):
         yield (
             "training.global_batch_size",
             f"is {size}; a multiple of local_batch_size x data-parallel ranks "

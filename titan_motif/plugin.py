@@ -11,6 +11,7 @@ import titan_motif.device  # noqa: F401  (before anything of torchtitan)
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
+import torch
 from torchtitan.components.loss import build_cross_entropy_loss
 from torchtitan.components.lr_scheduler import build_lr_schedulers
 from torchtitan.components.optimizer import build_optimizers
@@ -41,7 +42,7 @@ class _FreshFlavors(Mapping[str, Motif2ModelArgs]):
 
 def build_tokenizer(job_config: JobConfig) -> HuggingFaceTokenizer:
     """Build the tokenizer; as the trainer's first seam it also settles what is 'auto'."""
-    resolve(job_config)
+    resolve(job_config, torch.distributed.get_world_size())
     return build_hf_tokenizer(job_config)
 
 

@@ -14,6 +14,7 @@ from titan_motif.model import FLAVORS
 ROOT = Path(__file__).resolve().parents[3]
 REPLICATE = "--parallelism.data_parallel_replicate_degree"
 SHARD = "--parallelism.data_parallel_shard_degree"
+LOCAL, GLOBAL = "--training.local_batch_size", "--training.global_batch_size"
 TENSOR = "--parallelism.tensor_parallel_degree"
 WIDE = ["--model.args.n_heads", "20", "--model.args.n_kv_heads", "8"]  # four groups, four pairs
 
@@ -59,10 +60,14 @@ BAD_LAYOUTS = {
     "validation": (2, [TENSOR, "2", "--validation.seq_len", "9"], "seq_len is 9", "a multiple of"),
     "batch": (
         8,
-        [REPLICATE, "2", TENSOR, "2", "--training.global_batch_size", "8"],
+        [REPLICATE, "2", TENSOR, "2", LOCAL, "4"],
         "global_batch_size is 8",
         "4 x 4 = 16",
     ),
+    "ranks that cannot share": (3, [], "global_batch_size is 8; 3 data-parallel", "3 can share 9"),
+    "more ranks than sequences": (16, [], "is 8; 16 data-parallel", "8 can, or 16 can share 16"),
+    "tensor ranks that cannot share": (12, [TENSOR, "2"], "6 data-parallel", "4 can"),
+    "no batch size": (2, [GLOBAL, "-1"], "local_batch_size is -1", "give one of them"),
     "whole logits": (
         2,
         [TENSOR, "2", "--parallelism.disable_loss_parallel"],
@@ -106,16 +111,42 @@ def test_an_impossible_layout_is_answered_with_one_line(case: str, capsys, monke
     ("world_size", "arguments"),
     [
         (1, []),
-        (4, [SHARD, "4", "--training.global_batch_size", "16"]),
-        (4, [REPLICATE, "2", "--training.global_batch_size", "16"]),
+        (4, [SHARD, "4"]),
+        (4, [REPLICATE, "2"]),
+        (4, [LOCAL, "4", GLOBAL, "16"]),
         (4, [TENSOR, "2"]),
         (4, [TENSOR, "4", *WIDE]),
-        (8, [REPLICATE, "2", SHARD, "2", TENSOR, "2", "--training.global_batch_size", "16"]),
+        (8, [REPLICATE, "2", SHARD, "2", TENSOR, "2"]),
     ],
 )
 def test_possible_layouts_pass(world_size: int, arguments: list[str], monkeypatch):
     monkeypatch.chdir(ROOT)
     load_config(["--job.config_file", "train_configs/debug.toml", *arguments], world_size)
+
+
+@pytest.mark.parametrize(
+    ("world_size", "arguments", "local"),
+    [
+        *((1, [], 8), (2, [], 4), (4, [], 2), (8, [], 1), (8, [TENSOR, "2"], 2)),
+        *((2, [LOCAL, "1"], 1), (6, [GLOBAL, "12"], 2), (None, [], -1)),
+    ],
+)
+def test_ranks_share_the_global_batch(world_size, arguments, local, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    config = load_config(["--job.config_file", "train_configs/debug.toml", *arguments], world_size)
+    assert config.training.local_batch_size == local
+
+
+def test_the_plugin_shares_the_batch_under_torchtitans_own_entry(small_corpus, monkeypatch):
+    from titan_motif.config import JobConfig
+    from titan_motif.plugin import build_tokenizer
+
+    config = JobConfig()
+    config.model.hf_assets_path = str(small_corpus / "tokenizer")
+    config.training.local_batch_size, config.training.global_batch_size = -1, 12
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 4)
+    build_tokenizer(config)
+    assert config.training.local_batch_size == 3
 
 
 def test_large_models_can_be_cut_over_a_machine():
