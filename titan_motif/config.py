@@ -4,8 +4,9 @@ Every other section is torchtitan's own (torchtitan/config/job_config.py). Under
 entry, `job.custom_config_module = "titan_motif.config"` merges this module's JobConfig.
 """
 
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Literal
 
 import torch
 import torchtitan.config.job_config as torchtitan_config
@@ -122,7 +123,7 @@ class Validation(torchtitan_config.Validation):
     """Loss on the held-out split; its data come from training.dataset_path."""
 
     dataset: str = ""
-    """Unused: validation reads the validation split of training.dataset_path."""
+    """Always empty: validation reads the validation split of training.dataset_path."""
     steps: int = -1
     """Micro-batches that each rank evaluates; -1 evaluates the whole held-out split."""
 
@@ -166,3 +167,19 @@ def resolve(config: torchtitan_config.JobConfig, world_size: int | None = None) 
         ranks = world_size // max(config.parallelism.tensor_parallel_degree, 1)
         if ranks and training.global_batch_size > 0 and training.global_batch_size % ranks == 0:
             training.local_batch_size = training.global_batch_size // ranks
+
+
+def all_keys(section: type = JobConfig, prefix: str = "") -> Iterator[str]:
+    """Yield every setting of a job as section.field, in the order of the sections."""
+    for entry in fields(section):
+        if is_dataclass(entry.type):
+            yield from all_keys(entry.type, f"{prefix}{entry.name}.")
+        else:
+            yield f"{prefix}{entry.name}"
+
+
+def value_of(config: torchtitan_config.JobConfig, key: str) -> Any:
+    """Return the value of section.field."""
+    for name in key.split("."):
+        config = getattr(config, name)
+    return config

@@ -4,9 +4,8 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-
-from titan_motif.config import JobConfig
+from titan_motif.config import JobConfig, value_of
+from titan_motif.config_refusals import check_served
 from titan_motif.layout import Finding, check_layout
 from titan_motif.model.args import FLAVORS, Motif2ModelArgs
 
@@ -49,7 +48,7 @@ def check_values(config: JobConfig, world_size: int | None) -> Iterator[Finding]
         world_size: number of processes; None leaves out what depends on it
     """
     yield from _ranges(config)
-    yield from _unsupported(config)
+    yield from check_served(config)
     yield from _model(config)
     yield from _schedule(config)
     yield from _files(config)
@@ -64,53 +63,21 @@ def model_args(config: JobConfig) -> Motif2ModelArgs:
     return args
 
 
-def _value(config: JobConfig, key: str) -> float:
-    for name in key.split("."):
-        config = getattr(config, name)
-    return config
-
-
 def _ranges(config: JobConfig) -> Iterator[Finding]:
     for key, least in _AT_LEAST.items():
-        if _value(config, key) < least:
-            yield key, f"is {_value(config, key)}; at least {least} is needed"
+        if value_of(config, key) < least:
+            yield key, f"is {value_of(config, key)}; at least {least} is needed"
     for key, meaning in _AT_LEAST_1_OR_MINUS_1.items():
-        if _value(config, key) != -1 and _value(config, key) < 1:
-            yield key, f"is {_value(config, key)}; -1 ({meaning}) or at least 1 is needed"
+        if value_of(config, key) != -1 and value_of(config, key) < 1:
+            yield key, f"is {value_of(config, key)}; -1 ({meaning}) or at least 1 is needed"
     for key, (low, high) in _BETWEEN.items():
-        if not low <= _value(config, key) <= high:
-            yield key, f"is {_value(config, key)}; {low} to {high} is allowed"
+        if not low <= value_of(config, key) <= high:
+            yield key, f"is {value_of(config, key)}; {low} to {high} is allowed"
     for key in _ABOVE_ZERO:
-        if not _value(config, key) > 0:
-            yield key, f"is {_value(config, key)}; more than 0 is needed"
+        if not value_of(config, key) > 0:
+            yield key, f"is {value_of(config, key)}; more than 0 is needed"
     if config.checkpoint.keep_latest_k == 1:
         yield "checkpoint.keep_latest_k", "is 1; 0 (keep all) or at least 2 is needed"
-
-
-def _unsupported(config: JobConfig) -> Iterator[Finding]:
-    """Settings of torchtitan's that this trainer does not serve: refused, never ignored."""
-    if config.model.name != "motif2":
-        yield "model.name", f"is {config.model.name!r}; 'motif2' is allowed"
-    if config.optimizer.name not in ("Adam", "AdamW"):
-        yield "optimizer.name", f"is {config.optimizer.name!r}; 'AdamW' or 'Adam' is allowed"
-    if config.optimizer.early_step_in_backward:
-        yield (
-            "optimizer.early_step_in_backward",
-            "is true; clipping needs false",
-        )
-    for section in ("fault_tolerance", "memory_estimation"):
-        if getattr(config, section).enable:
-            yield f"{section}.enable", "is true; this trainer does not support it"
-    allowed = "quantize.linear.float8"
-    for converter in config.model.converters:
-        if converter != allowed:
-            yield "model.converters", f"names {converter!r}; {allowed!r} is allowed"
-    on_cpu = torch.accelerator.current_accelerator() is None
-    if on_cpu and config.checkpoint.async_mode == "async_with_pinned_mem":
-        yield (
-            "checkpoint.async_mode",
-            "is 'async_with_pinned_mem'; CPU allows 'disabled' or 'async'",
-        )
 
 
 def _model(config: JobConfig) -> Iterator[Finding]:
@@ -125,8 +92,8 @@ def _model(config: JobConfig) -> Iterator[Finding]:
         return
     longest = args.max_seq_len
     for key in ("training.seq_len", "validation.seq_len"):
-        if _value(config, key) > longest:
-            yield key, f"is {_value(config, key)}; {config.model.flavor} allows at most {longest}"
+        if value_of(config, key) > longest:
+            yield key, f"is {value_of(config, key)}; {config.model.flavor} allows at most {longest}"
     vocab = config.training.builtin_vocab_size
     if config.training.dataset == "builtin" and vocab > args.vocab_size:
         yield (

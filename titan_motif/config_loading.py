@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import tomli
 
-from titan_motif.config import JobConfig, resolve
+from titan_motif.config import JobConfig, all_keys, resolve
 from titan_motif.config_checks import check_values
 
 
@@ -105,14 +105,6 @@ def _find(cls: type, key: str) -> Any:
     return _find(kind, rest) if is_dataclass(kind) else None
 
 
-def _all_keys(cls: type, prefix: str = "") -> Iterator[str]:
-    for field in fields(cls):
-        if is_dataclass(field.type):
-            yield from _all_keys(field.type, f"{prefix}{field.name}.")
-        else:
-            yield f"{prefix}{field.name}"
-
-
 def _assign(config: JobConfig, key: str, value: Any, origin: str, from_text: bool = False) -> None:
     kind = _find(type(config), key)
     *sections, name = key.split(".")
@@ -130,7 +122,7 @@ def _assign(config: JobConfig, key: str, value: Any, origin: str, from_text: boo
 
 
 def _nearest(key: str) -> str:
-    keys = list(_all_keys(JobConfig))
+    keys = list(all_keys())
     same_name = [k for k in keys if k.rpartition(".")[2] == key.rpartition(".")[2]]
     near = same_name or difflib.get_close_matches(key, keys, n=1)
     if near:

@@ -60,6 +60,7 @@ def build_dataloader(
         dp_world_size=dp_world_size,
         num_workers=training.dataloader.num_workers,
         pin_memory=training.dataloader.pin_memory,
+        prefetch_factor=training.dataloader.prefetch_factor,
     )
 
 

@@ -104,6 +104,7 @@ class StatefulTokenLoader(BaseDataLoader):
         dp_world_size: int,
         num_workers: int = 0,
         pin_memory: bool = False,
+        prefetch_factor: int | None = None,
     ) -> None:
         self.tokens, self.seed = tokens, seed
         self.local_batch_size, self.dp_rank, self.dp_world_size = (
@@ -112,6 +113,7 @@ class StatefulTokenLoader(BaseDataLoader):
             dp_world_size,
         )
         self.num_workers, self.pin_memory = num_workers, pin_memory
+        self.prefetch_factor = prefetch_factor
         self.next_sequence = 0
 
     def __iter__(self) -> Iterator[Batch]:
@@ -129,6 +131,7 @@ class StatefulTokenLoader(BaseDataLoader):
             sampler=_CountUp(),
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,
+            prefetch_factor=self.prefetch_factor,
         )
         for batch in workers:
             # Counted when handed out: what workers have read ahead is not consumed.
@@ -212,6 +215,7 @@ def build_loader(
     dp_world_size: int,
     num_workers: int = 0,
     pin_memory: bool = False,
+    prefetch_factor: int | None = None,
 ) -> StatefulTokenLoader:
     """Build the loader of one rank over a folder's tokens; ValueError if the folder has none."""
     return StatefulTokenLoader(
@@ -222,4 +226,5 @@ def build_loader(
         dp_world_size,
         num_workers,
         pin_memory,
+        prefetch_factor,
     )

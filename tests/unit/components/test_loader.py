@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 import titan_motif.device  # noqa: F401
 from titan_motif.components.curriculum.loader import (
@@ -51,6 +52,20 @@ def global_batches(parts, count: int, skip_state=None) -> list[list[int]]:
 def test_global_batches_do_not_depend_on_the_number_of_ranks(folder: Path, ranks: int):
     expected = global_batches(loaders(folder, 1), 9)
     assert global_batches(loaders(folder, ranks), 9) == expected
+
+
+def test_workers_read_ahead_as_far_as_is_asked(folder: Path, monkeypatch):
+    from titan_motif.components.curriculum import loader
+
+    asked = []
+
+    def build(*arguments, **options):
+        asked.append(options["prefetch_factor"])
+        return StatefulDataLoader(*arguments, **options)
+
+    monkeypatch.setattr(loader, "StatefulDataLoader", build)
+    next(iter(build_loader(folder, SEQ_LEN, 2, 1, 0, 1, num_workers=1, prefetch_factor=5)))
+    assert asked == [5]
 
 
 def test_workers_change_nothing(folder: Path):
