@@ -2,8 +2,10 @@
 
 import dataclasses
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
+from titan_motif.components.curriculum.loader import PackedTokens
 from titan_motif.config import JobConfig, value_of
 from titan_motif.config_refusals import check_served
 from titan_motif.layout import Finding, check_layout
@@ -15,6 +17,9 @@ _AT_LEAST = {
     "training.gc_freq": 1,
     "training.builtin_vocab_size": 300,
     "training.dataloader.num_workers": 0,
+    "profiling.profile_freq": 1,
+    "profiling.profiler_active": 1,
+    "profiling.profiler_warmup": 0,
     "metrics.log_freq": 1,
     "checkpoint.interval": 1,
     "checkpoint.keep_latest_k": 0,
@@ -26,6 +31,7 @@ _AT_LEAST = {
     "summary.sample_tokens": 0,
     "comm.init_timeout_seconds": 1,
     "comm.train_timeout_seconds": 1,
+    "comm.trace_buf_size": 0,
 }
 _AT_LEAST_1_OR_MINUS_1 = {
     "training.local_batch_size": "global_batch_size / data-parallel ranks",
@@ -37,6 +43,7 @@ _BETWEEN = {
     "optimizer.beta2": (0.0, 1.0),
     "optimizer.weight_decay": (0.0, 1.0),
     "lr_scheduler.min_lr_factor": (0.0, 1.0),
+    "activation_checkpoint.memory_budget": (0.0, 1.0),
 }
 _ABOVE_ZERO = ("optimizer.lr", "optimizer.eps", "training.max_norm")
 
@@ -49,6 +56,7 @@ def check_values(config: JobConfig, world_size: int | None) -> Iterator[Finding]
     """
     yield from _ranges(config)
     yield from check_served(config)
+    yield from _together(config)
     yield from _model(config)
     yield from _schedule(config)
     yield from _files(config)
@@ -78,6 +86,48 @@ def _ranges(config: JobConfig) -> Iterator[Finding]:
             yield key, f"is {value_of(config, key)}; more than 0 is needed"
     if config.checkpoint.keep_latest_k == 1:
         yield "checkpoint.keep_latest_k", "is 1; 0 (keep all) or at least 2 is needed"
+    if config.debug.seed is not None and config.debug.seed < 0:
+        yield "debug.seed", f"is {config.debug.seed}; at least 0 is needed"
+    option = config.activation_checkpoint.selective_ac_option
+    if option != "op" and not (option.isdecimal() and int(option) > 0):
+        yield (
+            "activation_checkpoint.selective_ac_option",
+            f"is {option!r}; 'op' or a positive integer is needed",
+        )
+
+
+def _together(config: JobConfig) -> Iterator[Finding]:
+    """Yield each setting that does nothing, or ends the run, without another one."""
+    checkpoint, profiling = config.checkpoint, config.profiling
+    for key, other in (
+        ("last_save_in_hf", "last_save_model_only"),
+        ("initial_load_in_hf", "initial_load_model_only"),
+        ("create_seed_checkpoint", "enable"),
+    ):
+        if getattr(checkpoint, key) and not getattr(checkpoint, other):
+            yield f"checkpoint.{key}", f"is true; it needs checkpoint.{other} to be true as well"
+    compiles = config.compile.enable and "model" in config.compile.components
+    if config.activation_checkpoint.mode == "memory_budget" and not compiles:
+        yield (
+            "activation_checkpoint.mode",
+            "is 'memory_budget'; it needs compile.enable, and 'model' in compile.components",
+        )
+    loader = config.training.dataloader
+    ahead, workers = loader.prefetch_factor, loader.num_workers
+    if ahead is not None and (ahead < 1 or workers < 1):
+        yield (
+            "training.dataloader.prefetch_factor",
+            f"is {ahead} with {workers} workers; at least 1 of each is needed",
+        )
+    needed = profiling.profiler_warmup + profiling.profiler_active
+    if profiling.enable_profiling and profiling.profile_freq < needed:
+        yield (
+            "profiling.profile_freq",
+            f"is {profiling.profile_freq}; at least profiler_warmup + profiler_active, {needed}, "
+            "is needed",
+        )
+    if config.metrics.enable_wandb and find_spec("wandb") is None:
+        yield "metrics.enable_wandb", "is true; the package wandb is not installed"
 
 
 def _model(config: JobConfig) -> Iterator[Finding]:
@@ -113,13 +163,31 @@ def _schedule(config: JobConfig) -> Iterator[Finding]:
 
 def _files(config: JobConfig) -> Iterator[Finding]:
     if config.training.dataset == "prepared":
-        for split in ("train", "validation"):
-            path = Path(config.training.dataset_path) / split / "tokens.npy"
-            if not path.is_file():
-                yield "training.dataset_path", f"is {config.training.dataset_path!r}; no {path}"
+        yield from _prepared_data(config)
         tokenizer = Path(config.model.hf_assets_path) / "tokenizer.json"
         if not tokenizer.is_file():
             yield "model.hf_assets_path", f"is {config.model.hf_assets_path!r}; no {tokenizer}"
     initial = config.checkpoint.initial_load_path
     if initial is not None and not Path(initial).is_dir():
         yield "checkpoint.initial_load_path", f"is {initial!r}; no such folder"
+
+
+def _prepared_data(config: JobConfig) -> Iterator[Finding]:
+    """Yield what is wrong with tokens that we did not write; of the ids, a sample is looked at."""
+    folder = config.training.dataset_path
+    for split, section in (("train", config.training), ("validation", config.validation)):
+        if split == "validation" and not config.validation.enable:
+            continue
+        try:
+            tokens = PackedTokens(Path(folder) / split, section.seq_len)
+        except ValueError as error:
+            yield "training.dataset_path", f"is {folder!r}; {error}"
+            continue
+        least, largest = tokens.sampled_range()
+        size = model_args(config).vocab_size
+        if least < 0 or largest >= size:
+            yield (
+                "training.dataset_path",
+                f"is {folder!r}; {split}/tokens.npy holds the ids {least} to {largest}, of which "
+                f"the model's vocabulary has 0 to {size - 1}",
+            )

@@ -24,19 +24,41 @@ Batch = tuple[dict[str, Tensor], Tensor]
 class PackedTokens:
     """A folder's tokens, one after the other, cut into sequences of equal length.
 
-    Raises: ValueError if the folder has no tokens.npy, or too few tokens for one sequence
+    Raises: ValueError if the folder has no tokens.npy, if that is no row of integers, or if it is
+            too short for one sequence
     """
 
     def __init__(self, folder: str | Path, seq_len: int) -> None:
         path = Path(folder) / "tokens.npy"
         if not path.is_file():
             raise ValueError(f"{path}: no such file; a prepared split holds tokens.npy")
-        self.tokens = np.load(path, mmap_mode="r")
+        try:
+            self.tokens = np.load(path, mmap_mode="r")
+        except (OSError, EOFError, ValueError) as error:
+            raise ValueError(f"{path}: cannot be read as an array: {error}") from None
+        if self.tokens.ndim != 1 or self.tokens.dtype.kind not in "iu":
+            raise ValueError(
+                f"{path}: {self.tokens.ndim}-D of {self.tokens.dtype}; a 1-D array of integers is "
+                "needed"
+            )
         self.seq_len = seq_len
         # The last label of a sequence is the first input of the next one.
         self.num_sequences = (len(self.tokens) - 1) // seq_len
         if self.num_sequences < 1:
             raise ValueError(f"{path}: {len(self.tokens)} tokens; one sequence needs {seq_len + 1}")
+
+    def sampled_range(self) -> tuple[int, int]:
+        """Return the least and the largest id among up to 4 million tokens.
+
+        A file of no more is read whole, of a larger one 64 windows, spaced evenly from its first
+        token to its last: 16 MB at most, however large the file.
+        """
+        num_windows, length = 64, 2**16
+        if len(self.tokens) <= num_windows * length:
+            return int(self.tokens.min()), int(self.tokens.max())
+        begins = np.linspace(0, len(self.tokens) - length, num_windows, dtype=np.int64)
+        windows = [self.tokens[begin : begin + length] for begin in begins]
+        return min(int(w.min()) for w in windows), max(int(w.max()) for w in windows)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """Return (inputs, labels) of the index-th sequence as it lies in the file."""

@@ -11,6 +11,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 import titan_motif.device  # noqa: F401
 from titan_motif.components.curriculum.loader import (
     GlobalOrder,
+    PackedTokens,
     ValidationSequences,
     build_loader,
 )
@@ -52,6 +53,18 @@ def global_batches(parts, count: int, skip_state=None) -> list[list[int]]:
 def test_global_batches_do_not_depend_on_the_number_of_ranks(folder: Path, ranks: int):
     expected = global_batches(loaders(folder, 1), 9)
     assert global_batches(loaders(folder, ranks), 9) == expected
+
+
+def test_a_long_file_is_sampled_from_end_to_end(tmp_path: Path):
+    num_tokens = 64 * 2**16 * 3
+    tokens = np.lib.format.open_memmap(
+        tmp_path / "tokens.npy", "w+", dtype=np.uint16, shape=(num_tokens,)
+    )
+    tokens[:] = 7
+    tokens[-1] = 900
+    assert PackedTokens(tmp_path, SEQ_LEN).sampled_range() == (7, 900)
+    tokens[-1], tokens[0] = 7, 3
+    assert PackedTokens(tmp_path, SEQ_LEN).sampled_range() == (3, 7)
 
 
 def test_workers_read_ahead_as_far_as_is_asked(folder: Path, monkeypatch):

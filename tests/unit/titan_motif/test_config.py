@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,6 +16,16 @@ ROOT = Path(__file__).resolve().parents[3]
 DEBUG = "train_configs/debug.toml"
 
 
+def prepared(folder: Path, tokens: np.ndarray, validation: np.ndarray | None = None) -> list[str]:
+    """Write a folder of tokens with a tokenizer; return the arguments that name it."""
+    for split, array in (("train", tokens), ("validation", validation)):
+        (folder / split).mkdir()
+        np.save(folder / split / "tokens.npy", tokens if array is None else array)
+    (folder / "tokenizer.json").touch()
+    arguments = ["--training.dataset", "prepared", "--training.dataset_path", str(folder)]
+    return [*arguments, "--model.hf_assets_path", str(folder)]
+
+
 @pytest.fixture(autouse=True)
 def _at_the_root(monkeypatch):
     monkeypatch.chdir(ROOT)
@@ -24,11 +35,7 @@ def _at_the_root(monkeypatch):
     "file", sorted((ROOT / "train_configs").glob("*.toml")), ids=lambda f: f.stem
 )
 def test_every_config_loads_and_builds_on_meta(file: Path, tmp_path: Path):
-    for split in ("train", "validation"):
-        (tmp_path / split).mkdir()
-        (tmp_path / split / "tokens.npy").touch()
-    (tmp_path / "tokenizer.json").touch()
-    there = ["--training.dataset_path", str(tmp_path), "--model.hf_assets_path", str(tmp_path)]
+    there = [] if file.stem == "debug" else prepared(tmp_path, np.zeros(4097, np.uint32))
     config = load_config(["--job.config_file", str(file), *there], world_size=2)
     with torch.device("meta"):
         model = Motif2Model(model_args(config))
@@ -58,6 +65,42 @@ BAD_FILES = {
     "optimizer": ('[optimizer]\nname = "Lion"', "optimizer.name is 'Lion'", "'AdamW'"),
     "shards": ("[parallelism]\ndata_parallel_shard_degree = 3", "degree is 3", "-1 or 2"),
     "keep one": ("[checkpoint]\nkeep_latest_k = 1", "keep_latest_k is 1", "at least 2"),
+    "seed": ("[debug]\nseed = -1", "debug.seed is -1", "at least 0"),
+    "kept option": (
+        '[activation_checkpoint]\nselective_ac_option = "two"',
+        "selective_ac_option is 'two'",
+        "'op' or a positive integer",
+    ),
+    "every none-th block": (
+        '[activation_checkpoint]\nselective_ac_option = "0"',
+        "selective_ac_option is '0'",
+        "'op' or a positive integer",
+    ),
+    "budget uncompiled": (
+        '[activation_checkpoint]\nmode = "memory_budget"',
+        "mode is 'memory_budget'",
+        "compile.enable",
+    ),
+    "safetensors with an optimizer": (
+        "[checkpoint]\nlast_save_in_hf = true",
+        "last_save_in_hf is true",
+        "checkpoint.last_save_model_only to be true",
+    ),
+    "an optimizer from safetensors": (
+        "[checkpoint]\ninitial_load_in_hf = true\ninitial_load_model_only = false",
+        "initial_load_in_hf is true",
+        "checkpoint.initial_load_model_only to be true",
+    ),
+    "a seed that is not saved": (
+        "[checkpoint]\ncreate_seed_checkpoint = true",
+        "create_seed_checkpoint is true",
+        "checkpoint.enable",
+    ),
+    "reading ahead alone": (
+        "[training.dataloader]\nprefetch_factor = 2",
+        "prefetch_factor is 2 with 0 workers",
+        "at least 1 of each",
+    ),
     "missing data": (
         '[training]\ndataset = "prepared"\ndataset_path = "/nowhere"',
         "training.dataset_path is '/nowhere'",
@@ -89,6 +132,58 @@ def test_a_bad_file_is_answered_with_one_line(case: str, tmp_path: Path, capsys,
     assert line.startswith(f"error: {file}: ")
     assert found in line
     assert allowed in line
+
+
+# tokens of train, of validation, what is found, what is allowed
+BAD_TOKENS = {
+    "too few": (np.zeros(128, np.uint16), None, "train/tokens.npy: 128 tokens", "needs 129"),
+    "too few held out": (
+        np.zeros(129, np.uint16),
+        np.zeros(9, np.uint16),
+        "validation/tokens.npy: 9 tokens",
+        "needs 129",
+    ),
+    "none": (np.zeros(0, np.uint16), None, "train/tokens.npy: 0 tokens", "needs 129"),
+    "a matrix": (np.zeros((9, 129), np.uint16), None, "2-D of uint16", "1-D array of integers"),
+    "fractions": (np.zeros(999, np.float32), None, "1-D of float32", "1-D array of integers"),
+    "objects": (np.array([{}] * 999), None, "cannot be read as an array", "tokens.npy"),
+    "beyond the vocabulary": (np.arange(1025), None, "train/tokens.npy holds", "0 to 1023"),
+    "below it": (np.arange(999) - 1, None, "the ids -1 to 997", "0 to 1023"),
+    "beyond it, held out": (np.arange(999), np.arange(2000), "validation/tokens.npy", "0 to 1023"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_TOKENS)
+def test_tokens_that_cannot_be_trained_on_are_answered_with_one_line(case, tmp_path, capsys):
+    train, validation, found, allowed = BAD_TOKENS[case]
+    arguments = prepared(tmp_path, train, validation)
+    assert check_config.main(["--job.config_file", DEBUG, *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: command line: training.dataset_path is '{tmp_path}'; ")
+    assert found in line
+    assert allowed in line
+
+
+def test_a_split_that_is_not_read_is_not_checked(tmp_path: Path):
+    arguments = prepared(tmp_path, np.zeros(129, np.uint16), np.zeros(1, np.uint16))
+    load_config(["--job.config_file", DEBUG, *arguments, "--validation.no_enable"])
+
+
+@pytest.mark.skipif(torch.accelerator.current_accelerator() is not None, reason="of CPU alone")
+@pytest.mark.parametrize(
+    "key",
+    [
+        "training.enable_cpu_offload",
+        "profiling.enable_profiling",
+        "profiling.enable_memory_snapshot",
+    ],
+)
+def test_what_needs_a_gpu_is_refused_without_one(key: str, capsys):
+    assert check_config.main(["--job.config_file", DEBUG, f"--{key}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        f"error: command line: {key} is True; that needs a GPU, and this machine shows none"
+    )
 
 
 BAD_ARGUMENTS = {
