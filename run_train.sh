@@ -71,11 +71,12 @@ resolve_paths() {
 }
 
 resolve_value() { # KEY VALUE
-  case "$1" in
-    --job.config_file) find_config "$2" && return ;;
-    --job.dump_folder | --training.dataset_path | --model.hf_assets_path | \
-      --checkpoint.initial_load_path)
-      if [[ -n $2 && $2 != /* && $2 != *://* && $callers_directory != "$repository" ]]; then
+  case "${1//-/_}" in # dashes and underscores are the same
+    __job.config_file) find_config "$2" && return ;;
+    __model.hf_assets_path | __checkpoint.initial_load_path | \
+      __job.dump_folder | __training.dataset_path)
+      if [[ -n $2 && $2 != auto && $2 != none && $2 != /* && $2 != *://* &&
+        $callers_directory != "$repository" ]]; then
         echo "$callers_directory/$2" && return
       fi ;;
   esac

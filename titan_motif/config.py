@@ -6,6 +6,7 @@ entry, `job.custom_config_module = "titan_motif.config"` merges this module's Jo
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -46,8 +47,11 @@ class Model(torchtitan_config.Model):
     """The train spec: always motif2."""
     flavor: str = "debug"
     """A shape that has a name: debug, 100m_standard, 100m_gda, 2_6b, 12_7b."""
-    hf_assets_path: str = "data/builtin/tokenizer"
-    """Folder of the tokenizer in Hugging Face format."""
+    hf_assets_path: str = "auto"
+    """
+    Folder of the tokenizer in Hugging Face format; 'auto' is the folder `tokenizer` in
+    training.dataset_path, where the built-in corpus has its own.
+    """
     args: ModelArguments = field(default_factory=ModelArguments)
     """Overrides of the flavor's arguments."""
 
@@ -160,6 +164,8 @@ def resolve(config: torchtitan_config.JobConfig, world_size: int | None = None) 
                     not divide the global batch (titan_motif.layout refuses them)
     """
     training = config.training
+    if config.model.hf_assets_path == "auto":
+        config.model.hf_assets_path = str(Path(training.dataset_path) / "tokenizer")
     if training.mixed_precision_param == "auto":
         on_cpu = torch.accelerator.current_accelerator() is None
         training.mixed_precision_param = "float32" if on_cpu else "bfloat16"

@@ -162,11 +162,19 @@ def _schedule(config: JobConfig) -> Iterator[Finding]:
 
 
 def _files(config: JobConfig) -> Iterator[Finding]:
+    assets = config.model.hf_assets_path
     if config.training.dataset == "prepared":
         yield from _prepared_data(config)
-        tokenizer = Path(config.model.hf_assets_path) / "tokenizer.json"
-        if not tokenizer.is_file():
-            yield "model.hf_assets_path", f"is {config.model.hf_assets_path!r}; no {tokenizer}"
+        if not (Path(assets) / "tokenizer.json").is_file():
+            yield "model.hf_assets_path", f"is {assets!r}; it holds no tokenizer.json"
+    else:
+        own = Path(config.training.dataset_path) / "tokenizer"
+        if Path(assets).resolve() != own.resolve():
+            yield (
+                "model.hf_assets_path",
+                f"is {assets!r}; the built-in corpus is written in the tokens of {str(own)!r}: "
+                "'auto' is that folder",
+            )
     initial = config.checkpoint.initial_load_path
     if initial is not None and not Path(initial).is_dir():
         yield "checkpoint.initial_load_path", f"is {initial!r}; no such folder"

@@ -9,7 +9,7 @@ import torch
 import titan_motif.device  # noqa: F401
 from titan_motif import check_config
 from titan_motif.config_checks import model_args
-from titan_motif.config_loading import load_config
+from titan_motif.config_loading import ConfigError, load_config
 from titan_motif.model import Motif2Model
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -237,6 +237,26 @@ def test_an_integer_serves_where_a_number_is_needed():
     config = load_config(["--job.config_file", DEBUG, "--optimizer.lr", "1"])
     assert config.optimizer.lr == 1.0
     assert type(config.optimizer.lr) is float
+
+
+def test_the_tokenizer_is_the_datas_own_unless_another_is_named(tmp_path: Path):
+    config = load_config(["--training.dataset_path", "data/other"])
+    assert config.model.hf_assets_path == "data/other/tokenizer"
+    load_config(["--model.hf_assets_path", f"{ROOT}/data/../data/builtin/tokenizer/"])
+    named = prepared(tmp_path, np.zeros(2049, np.uint16))
+    assert load_config(named).model.hf_assets_path == str(tmp_path)
+    with pytest.raises(ConfigError, match="tokenizer'; it holds no tokenizer"):
+        load_config([*named, "--model.hf_assets_path", "auto"])
+
+
+def test_the_builtin_corpus_is_read_with_its_own_tokenizer_alone(capsys):
+    arguments = ["--training.dataset_path", "corp512", "--training.builtin_vocab_size", "512"]
+    arguments += ["--model.hf_assets_path", "data/builtin/tokenizer"]
+    assert check_config.main(["--job.config_file", DEBUG, *arguments]) == 2
+    assert capsys.readouterr().err == (
+        "error: command line: model.hf_assets_path is 'data/builtin/tokenizer'; the built-in "
+        "corpus is written in the tokens of 'corp512/tokenizer': 'auto' is that folder\n"
+    )
 
 
 def test_auto_precision_is_float32_without_an_accelerator():

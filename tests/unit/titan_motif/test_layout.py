@@ -142,7 +142,7 @@ def test_the_plugin_shares_the_batch_under_torchtitans_own_entry(small_corpus, m
     from titan_motif.plugin import build_tokenizer
 
     config = JobConfig()
-    config.model.hf_assets_path = str(small_corpus / "tokenizer")
+    config.training.dataset_path = str(small_corpus)
     config.training.local_batch_size, config.training.global_batch_size = -1, 12
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 4)
     build_tokenizer(config)
