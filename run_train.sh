@@ -83,17 +83,23 @@ resolve_value() { # KEY VALUE
   printf '%s\n' "$2"
 }
 
-# Set num_gpus, NGPU and NNODES; check those of several machines.
+# Set num_gpus, NGPU, NNODES and LOG_RANK; check them, and those of several machines.
 choose_processes() {
   num_gpus=0
   if command -v nvidia-smi >/dev/null || [[ -e /dev/nvidiactl || -e /dev/kfd ]]; then
     num_gpus=$("$PYTHON" -W ignore -c "import torch; print(torch.cuda.device_count())") ||
       die "cannot count the GPUs; set NGPU"
   fi
+  LOG_RANK=${LOG_RANK:-0}
   NGPU=${NGPU:-$((num_gpus > 0 ? num_gpus : 2))}
   NNODES=${NNODES:-1}
   [[ $NGPU =~ ^[1-9][0-9]*$ ]] || die "NGPU is '$NGPU'; a positive number is needed"
   [[ $NNODES =~ ^[1-9][0-9]*$ ]] || die "NNODES is '$NNODES'; a positive number is needed"
+  local rank shown="LOG_RANK is '$LOG_RANK'; local ranks from 0 to $((NGPU - 1)) are needed"
+  [[ $LOG_RANK =~ ^(0|[1-9][0-9]*)(,(0|[1-9][0-9]*))*$ ]] || die "$shown"
+  for rank in ${LOG_RANK//,/ }; do
+    ((rank < NGPU)) || die "$shown"
+  done
   if ((NNODES > 1)); then
     [[ -n ${NODE_RANK:-} ]] || die "NNODES is $NNODES; set NODE_RANK to this machine's, from 0"
     [[ -n ${MASTER_ADDR:-} ]] || die "NNODES is $NNODES; set MASTER_ADDR to machine 0's name"
@@ -113,15 +119,15 @@ prepare() {
 
 launch() {
   local rank hidden="" where threads=""
-  local log_rank=${LOG_RANK:-0} log_dir=${LOG_DIR:-outputs/rank_logs}
+  local log_dir=${LOG_DIR:-outputs/rank_logs}
   [[ -z ${LOG_DIR:-} || $log_dir == /* ]] || log_dir=$callers_directory/$log_dir
   for ((rank = 0; rank < NGPU; rank++)); do
-    [[ ",$log_rank," == *",$rank,"* ]] || hidden+="${hidden:+,}$rank:3"
+    [[ ",$LOG_RANK," == *",$rank,"* ]] || hidden+="${hidden:+,}$rank:3"
   done
   local options=(--nproc_per_node "$NGPU" --nnodes "$NNODES" --log-dir "$log_dir" --role rank)
   [[ -z $hidden ]] || options+=(--redirects "$hidden")
   # One rank's lines are shown as they are, several with the rank before each.
-  [[ $log_rank != *,* ]] || options+=(--tee 3 --local-ranks-filter "$log_rank")
+  [[ $LOG_RANK != *,* ]] || options+=(--tee 3 --local-ranks-filter "$LOG_RANK")
   if ((NNODES == 1)); then
     options+=(--rdzv_backend c10d --rdzv_endpoint localhost:0 --rdzv_id "$(date +%Y%m%d-%H%M%S)")
   else

@@ -138,7 +138,10 @@ def _model(config: JobConfig) -> Iterator[Finding]:
     try:
         args = model_args(config)
     except ValueError as error:
-        yield "model.args", f"on flavor {config.model.flavor}: {error}"
+        chosen = [n for n, v in dataclasses.asdict(config.model.args).items() if v is not None]
+        named = str(error).split()[0]
+        key = named if named in chosen else chosen[-1]
+        yield f"model.args.{key}", f"does not fit flavor {config.model.flavor}: {error}"
         return
     longest = args.max_seq_len
     for key in ("training.seq_len", "validation.seq_len"):

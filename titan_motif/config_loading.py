@@ -1,7 +1,7 @@
 """From a TOML file and a command line to a JobConfig, with one clear line for every mistake.
 
-The command line overrides the file: `--section.field value` (or `--section.field=value`, a bare
-`--section.field` for true, `--section.no_field` for false). Values are read as TOML reads them.
+The command line overrides the file: `--section.field value` (or `--section.field=value`; of a
+switch, `--section.field` is true and `--section.no_field` false). Values are read as TOML does.
 """
 
 import difflib
@@ -34,12 +34,13 @@ def load_config(argv: Sequence[str], world_size: int | None = None) -> JobConfig
     overrides = dict(_read_command_line(argv))
     path = overrides.get("job.config_file")
     if path is not None and not isinstance(path, str):
-        raise ConfigError(f"command line: --job.config_file is {path!r}; a path is needed")
+        raise ConfigError("command line: --job.config_file is given no value; a path is needed")
     config = JobConfig()
     origins: dict[str, str] = {}
     if path is not None:
         for key, value in _flatten(_read_toml(Path(path))):
-            _assign(config, key, value, f"{path}: [{key.rpartition('.')[0]}]")
+            section = key.rpartition(".")[0]
+            _assign(config, key, value, f"{path}: [{section}]" if section else f"{path}:")
             origins[key] = path
     for key, value in overrides.items():
         _assign(config, key, value, "command line:", from_text=True)
@@ -74,7 +75,8 @@ def _flatten(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield f"{prefix}{name}", value
 
 
-def _read_command_line(argv: Sequence[str]) -> Iterator[tuple[str, Any]]:
+def _read_command_line(argv: Sequence[str]) -> Iterator[tuple[str, str | bool]]:
+    """Yield (section.field, text), or True or False where there is no text."""
     position = 0
     while position < len(argv):
         argument = argv[position]
@@ -91,9 +93,9 @@ def _read_command_line(argv: Sequence[str]) -> Iterator[tuple[str, Any]]:
             continue
         section, _, last = key.rpartition(".")
         if last.startswith("no_") and _find(JobConfig, key) is None:
-            yield f"{section}.{last.removeprefix('no_')}", "false"
+            yield f"{section}.{last.removeprefix('no_')}", False
         else:
-            yield key, "true"
+            yield key, True
 
 
 def _find(cls: type, key: str) -> Any:
@@ -109,9 +111,13 @@ def _assign(config: JobConfig, key: str, value: Any, origin: str, from_text: boo
     kind = _find(type(config), key)
     *sections, name = key.split(".")
     written = f"--{key}" if from_text else name
-    if kind is None or is_dataclass(kind):
+    if is_dataclass(kind):
+        raise ConfigError(f"{origin} {written} is a section; name one of its settings")
+    if kind is None:
         raise ConfigError(f"{origin} {written} is not a setting{_nearest(key)}")
-    if from_text:
+    if from_text and isinstance(value, bool) and not _fits(value, kind):
+        raise ConfigError(f"{origin} {written} is given no value; {_describe(kind)} is needed")
+    if isinstance(value, str) and from_text:
         value = _from_text(value, kind)
     if not _fits(value, kind):
         raise ConfigError(f"{origin} {written} is {value!r}; {_describe(kind)} is needed")

@@ -31,6 +31,24 @@ def test_a_wrong_variable_is_refused(tmp_path: Path):
     assert finished.stderr.splitlines() == ["error: NGPU is 'two'; a positive number is needed"]
 
 
+def test_a_rank_that_does_not_exist_cannot_be_shown(tmp_path: Path):
+    for shown in ("3", "0,2", "first", ","):
+        finished = run_train(tmp_path, LOG_RANK=shown)
+        assert finished.returncode == 1
+        assert finished.stderr.splitlines() == [
+            f"error: LOG_RANK is '{shown}'; local ranks from 0 to 1 are needed"
+        ]
+
+
+def test_a_folder_of_ones_own_is_not_replaced_by_the_corpus(tmp_path: Path):
+    (tmp_path / "mydata").mkdir()
+    (tmp_path / "mydata" / "tokens.npy").write_bytes(b"precious")
+    finished = run_train(tmp_path, "--training.dataset-path", "mydata", PREPARE_ONLY="1")
+    assert finished.returncode == 2
+    assert f"error: {tmp_path}/mydata: holds something other than" in finished.stderr
+    assert (tmp_path / "mydata" / "tokens.npy").read_bytes() == b"precious"
+
+
 def test_it_trains_from_another_directory(tmp_path: Path, small_corpus: Path):
     (tmp_path / "tiny.toml").write_text(
         f"""
@@ -53,7 +71,7 @@ def test_it_trains_from_another_directory(tmp_path: Path, small_corpus: Path):
         """
     )
     finished = run_train(
-        tmp_path, "--job.dump_folder", "run", "--metrics.log_freq=1", CONFIG_FILE="tiny.toml"
+        tmp_path, "--job.dump-folder", "run", "--metrics.log_freq=1", CONFIG_FILE="tiny.toml"
     )
     assert finished.returncode == 0, finished.stderr
     assert "step: 2/2" in finished.stdout + finished.stderr

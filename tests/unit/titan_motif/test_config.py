@@ -49,6 +49,8 @@ BAD_FILES = {
     "unknown section": ("[trainign]\nsteps = 1", "steps is not a setting", "training.steps"),
     "wrong type": ('[training]\nsteps = "many"', "steps is 'many'", "an integer is needed"),
     "float for integer": ("[training]\nseq_len = 12.5", "seq_len is 12.5", "an integer"),
+    "outside of sections": ("steps = 1", "bad.toml: steps is not a setting", "training.steps"),
+    "array of tables": ("[[training]]\nsteps = 1", "bad.toml: training is a section", "name one"),
     "table for a value": ("[training.steps]\nx = 1", "x is not a setting", "training.steps"),
     "choice": ('[optimizer]\nimplementation = "fast"', "is 'fast'", "'foreach', 'fused'"),
     "not a bool": ("[compile]\nenable = 1", "enable is 1", "true or false"),
@@ -114,16 +116,11 @@ BAD_FILES = {
 }
 
 
-def _no_group(*_, **__):
-    pytest.fail("a process group was formed")
-
-
 @pytest.mark.parametrize("case", BAD_FILES)
-def test_a_bad_file_is_answered_with_one_line(case: str, tmp_path: Path, capsys, monkeypatch):
+def test_a_bad_file_is_answered_with_one_line(case: str, tmp_path: Path, capsys):
     text, found, allowed = BAD_FILES[case]
     file = tmp_path / "bad.toml"
     file.write_text(text)
-    monkeypatch.setattr(torch.distributed, "init_process_group", _no_group)
     code = check_config.main(["--world-size", "2", "--job.config_file", str(file)])
     printed = capsys.readouterr()
     assert code == 2
@@ -132,6 +129,23 @@ def test_a_bad_file_is_answered_with_one_line(case: str, tmp_path: Path, capsys,
     assert line.startswith(f"error: {file}: ")
     assert found in line
     assert allowed in line
+
+
+def test_a_rank_finds_the_mistake_before_it_looks_for_the_others(capsys, monkeypatch):
+    """Under torchrun without run_train.sh nothing has checked the job before."""
+    from titan_motif import train
+
+    def no_group(*_, **__):
+        pytest.fail("a process group was formed")
+
+    monkeypatch.setattr(train, "start_logging", lambda: None)
+    monkeypatch.setattr(torch.distributed, "init_process_group", no_group)
+    ranks = {"WORLD_SIZE": "3", "LOCAL_RANK": "0", "RANK": "0", "MASTER_PORT": "0"}
+    for name, value in {**ranks, "MASTER_ADDR": "localhost"}.items():
+        monkeypatch.setenv(name, value)
+    assert train.main(["--job.config_file", DEBUG]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "3 data-parallel ranks cannot share it" in line
 
 
 # tokens of train, of validation, what is found, what is allowed
@@ -195,7 +209,25 @@ BAD_ARGUMENTS = {
     "not a number": (["--training.steps", "ten"], "--training.steps is 'ten'", "an integer"),
     "unknown": (["--training.step", "3"], "--training.step is not a setting", "training.steps"),
     "stray word": (["debug.toml"], "'debug.toml' stands alone", "--section.field"),
-    "no value": (["--training.steps"], "--training.steps is", "an integer"),
+    "no value": (["--training.steps"], "--training.steps is given no value", "an integer"),
+    "no folder": (
+        ["--job.dump_folder", "--compile.enable"],
+        "--job.dump_folder is given no value",
+        "a text is needed",
+    ),
+    "no to a number": (["--training.no_steps"], "--training.steps is given no value", "an integer"),
+    "no file": (["--job.config_file"], "--job.config_file is given no value", "a path is needed"),
+    "a section": (["--training", "7"], "--training is a section", "name one of its settings"),
+    "heads": (
+        ["--job.config_file", DEBUG, "--model.args.n_heads", "7"],
+        "command line: model.args.n_heads does not fit flavor debug: n_heads is 7",
+        "a multiple of 5",
+    ),
+    "heads for the flavor's keys": (
+        ["--job.config_file", DEBUG, "--model.args.n_heads", "15"],
+        "command line: model.args.n_heads does not fit flavor debug: n_kv_heads is 4",
+        "3 groups",
+    ),
 }
 
 
