@@ -9,35 +9,63 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 from titan_motif import kernels
+from titan_motif.kernels import Implementation
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def rms_norm(
+    x: Tensor, weight: Tensor, eps: float, implementation: Implementation = "auto"
+) -> Tensor:
     """Return kernels.rms_norm of x, laid out like x.
 
     Shapes: x (..., width), a DTensor may be sharded on any dimension but the last; weight (width,),
             replicated; its gradient is partial wherever x is sharded
     """
     if not isinstance(x, DTensor):
-        return kernels.rms_norm(x, weight, eps)
+        return kernels.rms_norm(x, weight, eps, implementation)
     assert _last_shard(x) is None, "rms_norm needs whole rows"
-    local = kernels.rms_norm(x.to_local(), _local_weight(weight, x), eps)
+    local = kernels.rms_norm(x.to_local(), _local_weight(weight, x), eps, implementation)
     return _like(local, x)
 
 
-def poly_norm_mul(x: Tensor, up: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+def add_rms_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, eps: float, implementation: Implementation = "auto"
+) -> tuple[Tensor, Tensor]:
+    """Return kernels.add_rms_norm of x and residual, which lie alike: the norm, and the sum.
+
+    Shapes: as rms_norm's
+    """
+    if not isinstance(x, DTensor):
+        return kernels.add_rms_norm(x, residual, weight, eps, implementation)
+    assert x.placements == residual.placements, "the residual must lie like x"
+    assert _last_shard(x) is None, "add_rms_norm needs whole rows"
+    normed, total = kernels.add_rms_norm(
+        x.to_local(), residual.to_local(), _local_weight(weight, x), eps, implementation
+    )
+    return _like(normed, x), _like(total, x)
+
+
+def poly_norm_mul(
+    x: Tensor,
+    up: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    implementation: Implementation = "auto",
+) -> Tensor:
     """Return kernels.poly_norm_mul, laid out like x; rows that are cut meet in one all-reduce.
 
     Shapes: x, up (..., width), DTensors may be sharded on any dimension, the last included;
             weight (3,), bias (1,): plain tensors whose gradients are this rank's part
     """
     if not isinstance(x, DTensor):
-        return kernels.poly_norm_mul(x, up, weight, bias, eps)
+        return kernels.poly_norm_mul(x, up, weight, bias, eps, implementation)
     local, local_up = x.to_local(), up.to_local()
     if _last_shard(x) is None:
-        return _like(kernels.poly_norm_mul(local, local_up, weight, bias, eps), x)
-    power_sums = _sum_over_ranks(kernels.poly_norm_power_sums(local), x)
+        out = kernels.poly_norm_mul(local, local_up, weight, bias, eps, implementation)
+        return _like(out, x)
+    power_sums = _sum_over_ranks(kernels.poly_norm_power_sums(local, implementation), x)
     out = kernels.poly_norm_mul_given_sums(
-        local, local_up, power_sums, x.shape[-1], weight, bias, eps
+        local, local_up, power_sums, x.shape[-1], weight, bias, eps, implementation
     )
     return _like(out, x)
 

@@ -4,18 +4,17 @@
 # folder ever be imported under that bare name, the attribute keeps the probe from raising.
 __version__ = "0.0.0"
 
-from titan_motif.kernels.reference import (
-    attention,
-    grouped_differential_attention,
-    poly_norm,
-    poly_norm_mul,
-    poly_norm_mul_given_sums,
-    poly_norm_power_sums,
-    rms_norm,
-)
+from titan_motif.kernels.launch import Implementation, default_implementation
+from titan_motif.kernels.poly_norm import poly_norm, poly_norm_mul
+from titan_motif.kernels.poly_norm_parts import poly_norm_mul_given_sums, poly_norm_power_sums
+from titan_motif.kernels.reference import attention, grouped_differential_attention
+from titan_motif.kernels.rms_norm import add_rms_norm, rms_norm
 
 __all__ = [
+    "Implementation",
+    "add_rms_norm",
     "attention",
+    "default_implementation",
     "grouped_differential_attention",
     "poly_norm",
     "poly_norm_mul",

@@ -79,6 +79,15 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return (wide * scale * weight.to(dtype)).to(x.dtype)
 
 
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Return (rms_norm(x + residual), x + residual); the sum is rounded to x's dtype first.
+
+    Shapes: x, residual (..., width); weight (width,) -> both like x
+    """
+    total = x + residual
+    return rms_norm(total, weight, eps), total
+
+
 def grouped_differential_attention(
     q: Tensor,  # (batch, seq, heads, head_dim): per group `ratio` signal heads, then a noise head
     k: Tensor,  # (batch, seq, 2 * pairs, head_dim): even heads serve signal, odd heads noise
@@ -109,8 +118,8 @@ def grouped_differential_attention(
     values = [v[:, :, half::2].transpose(1, 2) for half in (0, 1)]
 
     def attend(queries: Tensor, keys: Tensor) -> Tensor:
-        halves = [_causal_attention(queries, keys, value) for value in values]
-        return torch.cat(halves, dim=-1).transpose(1, 2)  # (batch, seq, heads, 2 * head_dim)
+        halves = [_causal_attention(queries, keys, value).transpose(1, 2) for value in values]
+        return torch.cat(halves, dim=-1)  # (batch, seq, heads, 2 * head_dim), contiguous
 
     noise = attend(q_noise, k_noise).repeat_interleave(ratio, dim=2)
     return attend(q_signal, k_signal) - lam.to(q.dtype) * noise

@@ -12,6 +12,8 @@ from typing import Any, Literal
 import torch
 import torchtitan.config.job_config as torchtitan_config
 
+from titan_motif.kernels import Implementation, default_implementation
+
 
 @dataclass
 class ModelArguments:
@@ -51,6 +53,11 @@ class Model(torchtitan_config.Model):
     """
     Folder of the tokenizer in Hugging Face format; 'auto' is the folder `tokenizer` in
     training.dataset_path, where the built-in corpus has its own.
+    """
+    kernels: Implementation = "auto"
+    """
+    Path of the norms and of PolyNorm: 'triton', 'torch' (plain PyTorch), or 'auto', which is triton
+    on a GPU and torch on CPU.
     """
     args: ModelArguments = field(default_factory=ModelArguments)
     """Overrides of the flavor's arguments."""
@@ -166,6 +173,8 @@ def resolve(config: torchtitan_config.JobConfig, world_size: int | None = None) 
     training = config.training
     if config.model.hf_assets_path == "auto":
         config.model.hf_assets_path = str(Path(training.dataset_path) / "tokenizer")
+    if config.model.kernels == "auto":
+        config.model.kernels = default_implementation()
     if training.mixed_precision_param == "auto":
         on_cpu = torch.accelerator.current_accelerator() is None
         training.mixed_precision_param = "float32" if on_cpu else "bfloat16"

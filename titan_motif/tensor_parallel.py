@@ -62,7 +62,7 @@ def _block_plan(has_head_norm: bool) -> dict[str, ParallelStyle]:
         "attention.k_proj": ColwiseParallel(),
         "attention.v_proj": ColwiseParallel(),
         "attention.o_proj": RowwiseParallel(output_layouts=SEQUENCE),
-        "ffn_norm": SequenceParallel(),
+        "ffn_norm": _SequenceNorm(),
         "feed_forward": _gathered_input(num_arguments=2),
         # PolyNorm has to know that its rows are cut.
         "feed_forward.gate_proj": ColwiseParallel(use_local_output=False),
@@ -70,7 +70,7 @@ def _block_plan(has_head_norm: bool) -> dict[str, ParallelStyle]:
         "feed_forward.down_proj": RowwiseParallel(output_layouts=SEQUENCE),
     }
     if has_head_norm:
-        plan["attention.head_norm"] = SequenceParallel(sequence_dim=HEADS, use_local_output=True)
+        plan["attention.head_norm"] = _SequenceNorm(sequence_dim=HEADS)
     return plan
 
 
@@ -101,6 +101,25 @@ class _Wait(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:
         return grad
+
+
+class _SequenceNorm(SequenceParallel):
+    """A norm along the sequence (or the heads) of several inputs and outputs, plain outside of it.
+
+    Activations are this rank's part; scalars are the same on every rank.
+    """
+
+    @staticmethod
+    def _prepare_input_fn(sharding, module, inputs, mesh):
+        return tuple(
+            DTensor.from_local(x, mesh, sharding, run_check=False) if x.ndim else x for x in inputs
+        )
+
+    @staticmethod
+    def _prepare_output_fn(use_local_output, module, outputs, mesh):
+        if isinstance(outputs, tuple):
+            return tuple(out.to_local() for out in outputs)
+        return outputs.to_local()
 
 
 class _GatheringNorm(SequenceParallel):

@@ -8,6 +8,8 @@ from torch import nn
 from torchtitan.config import JobConfig
 from torchtitan.protocols.model import BaseModelArgs
 
+from titan_motif.kernels import Implementation
+
 
 @dataclass
 class Motif2ModelArgs(BaseModelArgs):
@@ -41,6 +43,8 @@ class Motif2ModelArgs(BaseModelArgs):
     """Whether the output projection is the embedding itself."""
     lam_init: tuple[float, ...] | None = None
     """lambda's constant for each layer; None gives the released formula (`released_lam_init`)."""
+    kernels: Implementation = "auto"
+    """Which path the operators take (titan_motif.kernels); `model.kernels` of the job."""
     init_std: float = 0.05
     """Standard deviation of the initial weights (see titan_motif.model.initialization)."""
     init_seed: int = 0
@@ -116,6 +120,7 @@ class Motif2ModelArgs(BaseModelArgs):
                 f"{job_config.model.flavor} allows at most {self.max_seq_len}"
             )
         self.init_seed = job_config.debug.seed or 0
+        self.kernels = job_config.model.kernels
 
     def get_nparams_and_flops(self, model: nn.Module, seq_len: int) -> tuple[int, int]:
         """Return (parameters, floating-point operations a token for forward and backward).

@@ -4,21 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from titan_motif import kernels
-from titan_motif.components import operators
 from titan_motif.model.args import Motif2ModelArgs
+from titan_motif.model.norms import ScaledRMSNorm
 from titan_motif.model.scalars import Scalars
-
-
-class RMSNorm(nn.Module):
-    """Root-mean-square norm over the last dimension, with a weight."""
-
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.empty(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return operators.rms_norm(x, self.weight, self.eps)
 
 
 def rotation_at(
@@ -60,7 +48,11 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(args.dim, key_dim, bias=False)
         self.o_proj = nn.Linear(args.num_signal_heads * args.value_dim, args.dim, bias=False)
         # One weight for all heads; plain attention has no norm on its heads.
-        self.head_norm = RMSNorm(args.value_dim, args.attn_norm_eps) if args.grouped_ratio else None
+        self.head_norm = (
+            ScaledRMSNorm(args.value_dim, args.attn_norm_eps, args.kernels)
+            if args.grouped_ratio
+            else None
+        )
 
     def forward(
         self,
@@ -77,5 +69,5 @@ class Attention(nn.Module):
             out = kernels.attention(q, k, v)
         else:
             out = kernels.grouped_differential_attention(q, k, v, scalars.lam, self.grouped_ratio)
-            out = self.head_norm(out) * scalars.output_scale.to(out.dtype)
+            out = self.head_norm(out, scalars.output_scale)
         return self.o_proj(out.flatten(2))

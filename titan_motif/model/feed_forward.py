@@ -12,7 +12,7 @@ class FeedForward(nn.Module):
 
     def __init__(self, args: Motif2ModelArgs) -> None:
         super().__init__()
-        self.eps = args.norm_eps
+        self.eps, self.kernels = args.norm_eps, args.kernels
         self.gate_proj = nn.Linear(args.dim, args.hidden_dim, bias=False)
         self.up_proj = nn.Linear(args.dim, args.hidden_dim, bias=False)
         self.down_proj = nn.Linear(args.hidden_dim, args.dim, bias=False)
@@ -23,6 +23,11 @@ class FeedForward(nn.Module):
         scalars: Scalars,
     ) -> Tensor:  # (batch, seq, dim)
         gated = operators.poly_norm_mul(
-            self.gate_proj(x), self.up_proj(x), scalars.poly_weight, scalars.poly_bias, self.eps
+            self.gate_proj(x),
+            self.up_proj(x),
+            scalars.poly_weight,
+            scalars.poly_bias,
+            self.eps,
+            self.kernels,
         )
         return self.down_proj(gated)

@@ -6,9 +6,10 @@ from torch import Tensor, nn
 from torchtitan.protocols.model import ModelProtocol
 
 from titan_motif.model.args import Motif2ModelArgs
-from titan_motif.model.attention import Attention, RMSNorm, rotation_at
+from titan_motif.model.attention import Attention, rotation_at
 from titan_motif.model.feed_forward import FeedForward
 from titan_motif.model.initialization import initialize
+from titan_motif.model.norms import AddRMSNorm, RMSNorm
 from titan_motif.model.scalars import ScalarParameters, Scalars
 
 
@@ -17,9 +18,9 @@ class Block(nn.Module):
 
     def __init__(self, args: Motif2ModelArgs) -> None:
         super().__init__()
-        self.attention_norm = RMSNorm(args.dim, args.norm_eps)
+        self.attention_norm = RMSNorm(args.dim, args.norm_eps, args.kernels)
         self.attention = Attention(args)
-        self.ffn_norm = RMSNorm(args.dim, args.norm_eps)
+        self.ffn_norm = AddRMSNorm(args.dim, args.norm_eps, args.kernels)
         self.feed_forward = FeedForward(args)
 
     def forward(
@@ -28,8 +29,9 @@ class Block(nn.Module):
         rotation: tuple[Tensor, Tensor],
         scalars: Scalars,
     ) -> Tensor:  # (batch, seq, dim)
-        x = x + self.attention(self.attention_norm(x), rotation, scalars)
-        return x + self.feed_forward(self.ffn_norm(x), scalars)
+        attended = self.attention(self.attention_norm(x), rotation, scalars)
+        normed, h = self.ffn_norm(attended, x)
+        return h + self.feed_forward(normed, scalars)
 
 
 class Motif2Model(ModelProtocol):
@@ -44,7 +46,7 @@ class Motif2Model(ModelProtocol):
         self.tok_embeddings = nn.Embedding(args.vocab_size, args.dim)
         self.scalars = ScalarParameters(args)
         self.layers = nn.ModuleDict({str(i): Block(args) for i in range(args.n_layers)})
-        self.norm = RMSNorm(args.dim, args.norm_eps)
+        self.norm = RMSNorm(args.dim, args.norm_eps, args.kernels)
         self.output = (
             None if args.tie_embeddings else nn.Linear(args.dim, args.vocab_size, bias=False)
         )

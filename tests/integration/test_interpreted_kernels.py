@@ -1,0 +1,23 @@
+"""The tests of the Triton kernels, run by Triton's interpreter on CPU.
+
+Triton decides when a kernel is made whether it is interpreted, so this takes a process of its own.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_kernels_in_the_interpreter():
+    folders = ["tests/unit/kernels", "tests/distributed/test_operators.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *folders]
+    environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    finished = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert int(re.search(r"(\d+) passed", finished.stdout).group(1)) > 150
