@@ -1,0 +1,1 @@
+"""Benchmarks: ours beside what else there is, in one run on one machine."""

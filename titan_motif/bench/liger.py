@@ -1,0 +1,35 @@
+"""Liger-Kernel's norms, if it is installed (https://github.com/linkedin/Liger-Kernel)."""
+
+from collections.abc import Callable
+from importlib.util import find_spec
+
+from torch import Tensor
+
+IS_INSTALLED = find_spec("liger_kernel") is not None
+
+
+def operators(eps: float) -> dict[str, Callable[..., Tensor | tuple[Tensor, ...]]]:
+    """Return Liger's operators under the names of ours; empty if it is not installed.
+
+    Its PolyNorm has no form that multiplies: there a product of PyTorch's follows. Nothing is done
+    in place, since the benchmark calls a backward pass many times.
+    """
+    if not IS_INSTALLED:
+        return {}
+    from liger_kernel.ops.fused_add_rms_norm import LigerFusedAddRMSNormFunction
+    from liger_kernel.ops.poly_norm import LigerPolyNormFunction
+    from liger_kernel.ops.rms_norm import LigerRMSNormFunction
+
+    def poly_norm(x, weight, bias):
+        return LigerPolyNormFunction.apply(x, weight, bias, eps, False)
+
+    return {
+        "poly_norm": poly_norm,
+        "poly_norm_mul": lambda x, up, weight, bias: poly_norm(x, weight, bias) * up,
+        "rms_norm": lambda x, weight: LigerRMSNormFunction.apply(
+            x, weight, eps, 0.0, "gemma", False
+        ),
+        "add_rms_norm": lambda x, residual, weight: LigerFusedAddRMSNormFunction.apply(
+            x, residual, weight, eps, 0.0, "gemma", False
+        ),
+    }

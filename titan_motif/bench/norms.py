@@ -1,0 +1,191 @@
+"""The comparison that the benchmarks of PolyNorm and RMSNorm share.
+
+Every operator is run forward and backward by each contender: PyTorch as written ("eager"), the
+same compiled, Liger-Kernel where it is installed, and ours. Bytes are the fewest that the operator
+has to move: each activation that it reads or writes, once.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+
+from titan_motif.bench import liger
+from titan_motif.bench.measure import copy_gb_per_second, median_ms
+
+EPS = 1e-6
+JUDGED_ROWS = 256
+"""Rows whose result is compared with float64."""
+
+Operator = Callable[..., Tensor | tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An operator to be measured."""
+
+    name: str
+    activations: tuple[str, ...]
+    """Names of the inputs that have a row for each token."""
+    num_outputs: int
+    parameters: Callable[[int], list[Tensor]]
+    """From the width to the other inputs, float64."""
+    plain: Operator
+    """The formula in PyTorch, with float32 inside and one cast at the end."""
+    ours: Operator
+    forward_transfers: int
+    backward_transfers: int
+    """Activations read and written, at the fewest."""
+
+    def contenders(self) -> dict[str, Operator]:
+        found = {"eager": self.plain, "torch.compile": torch.compile(self.plain, dynamic=False)}
+        if self.name in (theirs := liger.operators(EPS)):
+            found["Liger-Kernel"] = theirs[self.name]
+        return found | {"ours": self.ours}
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One line of the table."""
+
+    operator: str
+    direction: str
+    contender: str
+    width: int
+    tokens: int
+    ms: float
+    gb_per_second: float
+    fraction_of_copy: float
+    error: float
+    """Relative norm of the error against float64, the largest over outputs or gradients."""
+
+
+def compare(
+    subjects: Sequence[Subject],
+    widths: Sequence[int],
+    tokens: Sequence[int],
+    dtype: str,
+    json_file: Path | None,
+) -> list[Measurement]:
+    """Measure, print the table, and write it to a file if one is named."""
+    for name, sizes in (("widths", widths), ("tokens", tokens)):
+        if min(sizes) < 1:
+            raise ValueError(f"--{name} has {min(sizes)}; positive numbers are needed")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    copy = copy_gb_per_second(device)
+    cases = [(s, w, t) for s in subjects for w in widths for t in tokens]
+    console = Console(stderr=True)
+    found: list[Measurement] = []
+    for subject, width, num_tokens in track(cases, "measuring", console=console, transient=True):
+        found += _measure(subject, width, num_tokens, getattr(torch, dtype), device, copy)
+    name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
+    if device == "cpu":
+        print("note: on a CPU these times mean nothing; they show that everything runs")
+    print(f"{name}, torch {torch.__version__}, {dtype}; a copy moves {copy:,.0f} GB/s")
+    if not liger.IS_INSTALLED:
+        print("Liger-Kernel is not installed: pip install --no-deps liger-kernel==0.8.5")
+    _print_table(found)
+    if json_file is not None:
+        content = {"device": name, "torch": torch.__version__, "dtype": dtype}
+        content |= {"copy_gb_per_second": copy, "results": [asdict(line) for line in found]}
+        json_file.write_text(json.dumps(content, indent=1) + "\n")
+    return found
+
+
+def _measure(
+    subject: Subject, width: int, tokens: int, dtype: torch.dtype, device: str, copy: float
+) -> Iterator[Measurement]:
+    generator = torch.Generator(device).manual_seed(0)
+
+    def draw() -> Tensor:
+        return torch.randn(tokens, width, device=device, generator=generator).to(dtype)
+
+    activations = [draw().requires_grad_() for _ in subject.activations]
+    wide_parameters = [parameter.to(device) for parameter in subject.parameters(width)]
+    parameters = [p.to(torch.float32).requires_grad_() for p in wide_parameters]
+    inputs, douts = [*activations, *parameters], [draw() for _ in range(subject.num_outputs)]
+    exact = _exact(subject, inputs, douts)
+    # A function compiled for many shapes would stop compiling at a limit.
+    torch._dynamo.reset()
+    torch._functorch.config.donated_buffer = False  # a backward pass is called many times
+    for contender, operator in subject.contenders().items():
+        outputs = _as_tuple(operator(*inputs))
+        gradients = _gradients(outputs, inputs, [_judged(dout) for dout in douts])
+        judged = [*outputs, *gradients]
+        errors = [_error(a, b) for a, b in zip(judged, exact, strict=True)]
+        num_outputs = subject.num_outputs
+        for direction, function, transfers, error in (
+            (
+                "forward",
+                lambda op=operator: op(*inputs),
+                subject.forward_transfers,
+                max(errors[:num_outputs]),
+            ),
+            (
+                "backward",
+                lambda outputs=outputs: _gradients(outputs, inputs, douts),
+                subject.backward_transfers,
+                max(errors[num_outputs:]),
+            ),
+        ):
+            ms = median_ms(function, device)
+            speed = transfers * tokens * width * dtype.itemsize / ms / 1e6
+            line = (subject.name, direction, contender, width, tokens)
+            yield Measurement(*line, ms, speed, speed / copy, error)
+
+
+def _exact(subject: Subject, inputs: list[Tensor], douts: list[Tensor]) -> list[Tensor]:
+    """Outputs and gradients of the judged rows, in float64."""
+    num_activations = len(subject.activations)
+    wide = [t.detach()[:JUDGED_ROWS].double() for t in inputs[:num_activations]]
+    wide += [t.detach().double() for t in inputs[num_activations:]]
+    wide = [tensor.requires_grad_() for tensor in wide]
+    outputs = _as_tuple(subject.plain(*wide))
+    return [*outputs, *_gradients(outputs, wide, [d[:JUDGED_ROWS].double() for d in douts])]
+
+
+def _judged(dout: Tensor) -> Tensor:
+    """The gradient of the judged rows alone, so that the parameters' gradients are theirs too."""
+    alone = torch.zeros_like(dout)
+    alone[:JUDGED_ROWS] = dout[:JUDGED_ROWS]
+    return alone
+
+
+def _error(found: Tensor, exact: Tensor) -> float:
+    rows = found.detach()[: len(exact)].double()
+    return ((rows - exact).norm() / exact.norm()).item()
+
+
+def _gradients(outputs, inputs: list[Tensor], douts: list[Tensor]) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(outputs, inputs, douts, retain_graph=True)
+
+
+def _as_tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+def _print_table(measurements: Sequence[Measurement]) -> None:
+    table = Table(box=None, header_style="bold")
+    for heading in ("operator", "direction", "tokens x width", "contender"):
+        table.add_column(heading)
+    for heading in ("ms", "GB/s", "of copy", "error"):
+        table.add_column(heading, justify="right")
+    for line in measurements:
+        table.add_row(
+            line.operator,
+            line.direction,
+            f"{line.tokens} x {line.width}",
+            line.contender,
+            f"{line.ms:.4f}",
+            f"{line.gb_per_second:,.0f}",
+            f"{line.fraction_of_copy:.3f}",
+            f"{line.error:.1e}",
+        )
+    Console(width=110 if not sys.stdout.isatty() else None).print(table)

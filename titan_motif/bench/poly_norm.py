@@ -1,0 +1,83 @@
+"""`titan-motif bench poly-norm`."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from titan_motif import kernels
+from titan_motif.bench.norms import EPS, Subject, compare
+
+
+@dataclass
+class Options:
+    """Measure PolyNorm, alone and times the up projection, forward and backward.
+
+    Example: titan-motif bench poly-norm --widths 5120 16384 --tokens 2048 16384 --json table.json
+    """
+
+    widths: tuple[int, ...] = ()
+    """Columns of the activation; nothing means 16384, on a CPU 512."""
+    tokens: tuple[int, ...] = ()
+    """Rows of the activation; nothing means 16384, on a CPU 64."""
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """Of the activations; parameters are float32."""
+    json: Path | None = None
+    """Write the figures to this file."""
+
+
+def main(options: Options) -> None:
+    on_gpu = torch.cuda.is_available()
+    widths = options.widths or ((16384,) if on_gpu else (512,))
+    tokens = options.tokens or ((16384,) if on_gpu else (64,))
+    compare(SUBJECTS, widths, tokens, options.dtype, options.json)
+
+
+def _plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The formula as one would write it: naive PyTorch."""
+    wide = x.to(weight.dtype)
+
+    def normalized(z: Tensor) -> Tensor:
+        return z * torch.rsqrt(z.square().mean(-1, keepdim=True) + EPS)
+
+    terms = [w * normalized(wide**p) for w, p in zip(weight, (3, 2, 1), strict=True)]
+    return sum(terms) + bias
+
+
+def _plain_poly_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return _plain(x, weight, bias).to(x.dtype)
+
+
+def _plain_poly_norm_mul(x: Tensor, up: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return (_plain(x, weight, bias) * up).to(x.dtype)
+
+
+def _parameters(width: int) -> list[Tensor]:
+    return [torch.tensor([0.4, 0.3, 0.35]).double(), torch.tensor([0.1]).double()]
+
+
+SUBJECTS = (
+    Subject(
+        name="poly_norm",
+        activations=("x",),
+        num_outputs=1,
+        parameters=_parameters,
+        plain=_plain_poly_norm,
+        ours=partial(kernels.poly_norm, eps=EPS),
+        forward_transfers=2,
+        backward_transfers=3,
+    ),
+    Subject(
+        name="poly_norm_mul",
+        activations=("x", "up"),
+        num_outputs=1,
+        parameters=_parameters,
+        plain=_plain_poly_norm_mul,
+        ours=partial(kernels.poly_norm_mul, eps=EPS),
+        forward_transfers=3,
+        backward_transfers=5,
+    ),
+)
