@@ -21,7 +21,8 @@ def operators(eps: float) -> dict[str, Callable[..., Tensor | tuple[Tensor, ...]
     from liger_kernel.ops.rms_norm import LigerRMSNormFunction
 
     def poly_norm(x, weight, bias):
-        return LigerPolyNormFunction.apply(x, weight, bias, eps, False)
+        # Its bias has no dimension.
+        return LigerPolyNormFunction.apply(x, weight, bias.squeeze(), eps, False)
 
     return {
         "poly_norm": poly_norm,
