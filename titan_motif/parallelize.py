@@ -61,6 +61,7 @@ def parallelize(
         f"{describe(parallel_dims)}: parameters {training.dtype}, products "
         f"{training.mixed_precision_param}, gradients reduced in {training.mixed_precision_reduce}"
     )
+    logger.info(f"norms and PolyNorm: {model.model_args.kernels} kernels")
     return model
 
 

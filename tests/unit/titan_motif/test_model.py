@@ -305,6 +305,25 @@ def test_lam_init_is_the_released_formula_and_can_be_given():
     assert given.scalars.lam_init.tolist() == [0.25, 0.5]
 
 
+def test_every_operator_of_the_model_takes_the_chosen_path(monkeypatch):
+    from titan_motif.components import operators
+
+    taken = []
+
+    def remember(name, operator, *arguments):
+        taken.append((name, arguments[-1]))
+        return operator(*arguments)
+
+    for name in ("rms_norm", "add_rms_norm", "poly_norm_mul"):
+        call = partial(remember, name, getattr(kernels, name))
+        monkeypatch.setattr(operators.kernels, name, call)
+    model = Motif2Model(small_args(4, kernels="torch"))
+    model.init_weights()
+    model(torch.tensor([[1, 2, 3]]))
+    layer = ["rms_norm", "rms_norm", "add_rms_norm", "poly_norm_mul"]
+    assert taken == [(name, "torch") for name in [*layer, *layer, "rms_norm"]]
+
+
 def test_standard_and_gda_100m_flavors_have_equal_size():
     counts = []
     for flavor in ("100m_standard", "100m_gda"):
