@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 
 from titan_motif.config import JobConfig, all_keys, value_of
+from titan_motif.kernels import default_implementation
 from titan_motif.layout import Finding
 
 _NO_PIPELINE = "there is no pipeline parallelism here"
@@ -82,6 +83,8 @@ def check_served(config: JobConfig) -> Iterator[Finding]:
         for key, needing in _NEED_ACCELERATOR.items():
             if value_of(config, key) == needing:
                 yield key, f"is {needing!r}; that needs a GPU, and this machine shows none"
+    if config.model.kernels == "triton" and default_implementation() == "torch":
+        yield "model.kernels", "is 'triton'; that needs a GPU: 'auto' or 'torch' is allowed here"
     # The registry of backends takes seconds to import.
     backend = config.compile.backend
     if backend != "inductor" and backend not in torch.compiler.list_backends(exclude_tags=()):

@@ -5,6 +5,7 @@ import typing
 from pathlib import Path
 
 import pytest
+import torch
 
 import titan_motif.device  # noqa: F401
 from titan_motif import check_config
@@ -22,7 +23,7 @@ SERVED = {
     "enable_memory_snapshot save_memory_snapshot_folder",
     "metrics": "log_freq enable_tensorboard disable_color_printing save_tb_folder "
     "save_for_all_ranks enable_wandb",
-    "model": "flavor hf_assets_path converters print_after_conversion",
+    "model": "flavor hf_assets_path kernels converters print_after_conversion",
     "model.args": "dim n_layers n_heads n_kv_heads head_dim hidden_dim grouped_ratio vocab_size "
     "max_seq_len rope_theta",
     "optimizer": "name lr beta1 beta2 eps weight_decay implementation",
@@ -114,6 +115,15 @@ BAD_VALUES = {
     "another module": (["--job.custom_config_module", "mine"], "is 'mine'", "only '' is allowed"),
     "other validation data": (["--validation.dataset", "c4"], "is 'c4'", "training.dataset_path"),
 }
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU serves Triton")
+def test_triton_kernels_are_refused_on_a_cpu(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    arguments = ["--job.config_file", "train_configs/debug.toml", "--model.kernels", "triton"]
+    assert check_config.main(arguments) == 2
+    expected = "model.kernels is 'triton'; that needs a GPU: 'auto' or 'torch' is allowed here"
+    assert capsys.readouterr().err == f"error: command line: {expected}\n"
 
 
 @pytest.mark.parametrize("case", BAD_VALUES)
