@@ -2,8 +2,8 @@
 
 `pool.run(function, world_size, *arguments)` calls a function of a test module on the first
 `world_size` workers, inside a gloo process group of that size, and returns each rank's result. The
-process group meets in a file, so no port is taken. A worker that raises or does not answer in time
-fails the test with its traceback; the pool then starts anew.
+process group meets in a file, so no port is taken. A worker that raises, dies, or does not answer
+in time fails the test with its traceback or exit code; the pool then starts anew.
 """
 
 import importlib.util
@@ -16,7 +16,8 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
-from multiprocessing.connection import Client, Connection, Listener, wait
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -44,6 +45,8 @@ class RankPool:
         """Return the function's results, rank 0's first."""
         if not 1 <= world_size <= NUM_WORKERS:
             raise ValueError(f"world_size is {world_size}; 1 to {NUM_WORKERS} is allowed")
+        if any(process.poll() is not None for process, _ in self.workers):
+            self.close()
         if not self.workers:
             self._start()
         self.num_calls += 1
@@ -68,7 +71,7 @@ class RankPool:
                 self.close()
                 raise TimeoutError(f"{name}: ranks {silent} did not answer in {seconds} s")
             for connection in ready:
-                failed, results[connection] = connection.recv()
+                failed, results[connection] = self._receive(connection)
                 if failed:
                     failures.append(f"rank {connections.index(connection)}:\n{results[connection]}")
                     # Others may hang in a collective, or fail at once because this one has gone.
@@ -78,13 +81,25 @@ class RankPool:
             raise AssertionError("\n".join(failures))
         return [results[c] for c in connections]
 
+    def _receive(self, connection: Connection) -> tuple[bool, Any]:
+        """Return (whether it failed, its result or what to tell) of a worker that has something."""
+        try:
+            return connection.recv()
+        except (EOFError, ConnectionError):
+            (process,) = [p for p, c in self.workers if c is connection]
+            return True, f"its process ended with exit code {process.wait()}"
+
     def _start(self) -> None:
-        address = str(self.folder / f"pool-{self.num_calls}.sock")
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"}
-        with Listener(address, "AF_UNIX") as listener:
-            command = [sys.executable, str(Path(__file__).resolve()), address]
-            processes = [subprocess.Popen(command, env=environment) for _ in range(NUM_WORKERS)]
-            self.workers = [(process, listener.accept()) for process in processes]
+        for _ in range(NUM_WORKERS):
+            ours, theirs = Pipe()
+            number = theirs.fileno()
+            command = [sys.executable, str(Path(__file__).resolve()), str(number)]
+            process = subprocess.Popen(command, env=environment, pass_fds=[number])
+            theirs.close()
+            self.workers.append((process, ours))
+        connections = [connection for _, connection in self.workers]
+        self._collect(connections, "the start of the pool", START_SECONDS)
 
     def close(self) -> None:
         for process, connection in self.workers:
@@ -102,7 +117,7 @@ def _load(path: str, name: str) -> Callable[..., Any]:
     return getattr(module, name)
 
 
-def _serve(address: str) -> None:
+def _serve(connection: Connection) -> None:
     import titan_motif.device  # noqa: F401  (before anything of torchtitan)
 
     # isort: split
@@ -112,7 +127,7 @@ def _serve(address: str) -> None:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
     logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
-    connection = Client(address, "AF_UNIX")
+    connection.send((False, "ready"))
     while True:
         try:
             path, name, arguments, keywords, rank, world_size, meeting = connection.recv()
@@ -127,6 +142,8 @@ def _serve(address: str) -> None:
             store = dist.FileStore(meeting, world_size)
             dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
             try:
+                # A rank that leaves while others still connect to each other breaks their start.
+                dist.barrier()
                 answer = pickle.dumps((False, _load(path, name)(*arguments, **keywords)))
             finally:
                 dist.destroy_process_group()
@@ -136,4 +153,4 @@ def _serve(address: str) -> None:
 
 
 if __name__ == "__main__":
-    _serve(sys.argv[1])
+    _serve(Connection(int(sys.argv[1])))
