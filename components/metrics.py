@@ -2,8 +2,11 @@
 
 import json
 import math
+import os
+import statistics
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -37,18 +40,13 @@ class RunMetrics(MetricsProcessor):
         self.history_path = Path(job_config.job.dump_folder) / HISTORY_FILE
         self.is_writer = torch.distributed.get_rank() == 0
         self.last_logged_step: int | None = None
-        self.train_seconds = 0.0
-        self.train_tokens = 0
 
     def start(self, step: int) -> None:
-        """Begin timing after `step` steps that an earlier run may have done."""
+        """Begin after `step` steps, which an earlier run may have done; what it did beyond goes."""
+        if self.is_writer:
+            forget_history_after(step, self.history_path)
         self.last_logged_step = step
         self.time_last_log = time.perf_counter()
-
-    @property
-    def average_tokens_per_second(self) -> float | None:
-        """Tokens/s of all ranks over the steps of this process; None before the first."""
-        return self.train_tokens / self.train_seconds if self.train_seconds else None
 
     def log(
         self,
@@ -63,8 +61,6 @@ class RunMetrics(MetricsProcessor):
         num_steps = max(step - (self.last_logged_step or 0), 1)
         world = self.parallel_dims.world_size / self.parallel_dims.non_data_parallel_size
         tokens_per_second = self.ntokens_since_last_log * world / seconds
-        self.train_seconds += seconds
-        self.train_tokens += int(self.ntokens_since_last_log * world)
         memory = self.device_memory_monitor.get_peak_stats()
         flops_per_device = (
             self.num_flops_per_token * tokens_per_second / self.parallel_dims.world_size
@@ -132,21 +128,48 @@ class RunMetrics(MetricsProcessor):
 
 
 def read_history(dump_folder: str | Path) -> list[dict[str, float]]:
-    """Return what a run wrote of its steps, in order; steps that were done twice count once.
+    """Return what a run wrote of its steps, in order; the later of two entries of a step holds.
 
-    A run that continues from a checkpoint repeats the steps after it: the later entry holds.
+    A run that is started again after its last step validates that step once more.
     """
-    path = Path(dump_folder) / HISTORY_FILE
-    if not path.exists():
-        return []
     merged: dict[tuple[int, bool], dict[str, float]] = {}
-    for line in path.read_text().splitlines():
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:  # the last line of a killed run
-            continue
+    for entry in _entries(Path(dump_folder) / HISTORY_FILE):
         merged[entry["step"], "validation_loss" in entry] = entry
     return [merged[key] for key in sorted(merged)]
+
+
+def forget_history_after(step: int, path: Path) -> None:
+    """Drop the entries beyond `step`: another run's, or of steps that will be done again.
+
+    The half line of a killed run goes too: the next entry would be written on to it.
+    """
+    if path.exists():
+        kept = [entry for entry in _entries(path) if entry["step"] <= step]
+        replacement = path.with_suffix(".new")  # whoever reads sees the old file or the new one
+        replacement.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+        os.replace(replacement, path)
+
+
+def average_tokens_per_second(history: list[dict[str, float]]) -> float | None:
+    """Return the tokens/s of all logged steps, whichever starts of the run did them.
+
+    An entry's rate is that of the steps since the one before it, all of as many tokens.
+    """
+    logged = [entry for entry in history if "tokens_per_second" in entry]
+    if not logged:
+        return None
+    num_steps = [here - before for before, here in pairwise([0, *(e["step"] for e in logged)])]
+    return statistics.harmonic_mean([e["tokens_per_second"] for e in logged], num_steps)
+
+
+def _entries(path: Path) -> list[dict[str, float]]:
+    entries = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            entries.append(json.loads(line))
+        except json.JSONDecodeError:  # the last line of a killed run
+            continue
+    return entries
 
 
 def build_metrics(
@@ -162,4 +185,11 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-__all__ = ["HISTORY_FILE", "RunMetrics", "build_metrics", "read_history"]
+__all__ = [
+    "HISTORY_FILE",
+    "RunMetrics",
+    "average_tokens_per_second",
+    "build_metrics",
+    "forget_history_after",
+    "read_history",
+]

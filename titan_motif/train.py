@@ -29,7 +29,7 @@ from torchtitan.tools.logging import init_logger, logger
 from titan_motif import plugin  # noqa: F401  (registers the train spec)
 from titan_motif.components.checkpoint import CheckpointError, CompleteStepCheckpointManager
 from titan_motif.components.curriculum.loader import ValidationSequences
-from titan_motif.components.metrics import read_history
+from titan_motif.components.metrics import average_tokens_per_second, read_history
 from titan_motif.config import JobConfig
 from titan_motif.config_loading import ConfigError, load_config
 from titan_motif.device import device_type
@@ -56,6 +56,11 @@ class MotifTrainer(torchtitan.train.Trainer):
     def batch_generator(self, data_iterable):
         # The first thing that happens after the checkpoint, if any, was loaded.
         self.metrics_processor.start(self.step)
+        if self.step >= self.job_config.training.steps:
+            logger.info(
+                f"nothing left to train: {self.step} steps are done, and training.steps is "
+                f"{self.job_config.training.steps}"
+            )
         return super().batch_generator(data_iterable)
 
     def state_dict(self) -> dict[str, Any]:
@@ -97,7 +102,7 @@ class MotifTrainer(torchtitan.train.Trainer):
             "validation_loss": validation_loss,
             "bits_per_byte": None,
             "bigram_validation_loss": None,
-            "tokens_per_second": self.metrics_processor.average_tokens_per_second,
+            "tokens_per_second": average_tokens_per_second(losses),
         }
         if validation_loss is not None:
             summary.update(self._baselines(validation_loss))
@@ -183,6 +188,7 @@ class _DropNoise(logging.Filter):
         "Synchronizing and adjusting timeout",
         "Destroying the purge thread",
         "Sleeping 2 seconds",
+        "Training starts at step",  # loading says from where, and there may be nothing to start
     )
 
     def filter(self, record: logging.LogRecord) -> bool:

@@ -107,6 +107,10 @@ def losses(folder: Path) -> dict[int, float]:
     return {e["step"]: e["loss"] for e in map(json.loads, lines) if "loss" in e}
 
 
+def summary_of(folder: Path) -> dict:
+    return json.loads((folder / "summary.json").read_text())
+
+
 def elsewhere(arguments: list[str], folder: Path) -> list[str]:
     return [*arguments, "--job.dump_folder", str(folder)]
 
@@ -151,7 +155,7 @@ def test_an_asynchronous_run_resumes_on_another_number_of_ranks(
     rank_pool.run(run, 3, moved, str(ROOT), 5)
     rank_pool.run(run, 2, moved, str(ROOT))
     assert losses(tmp_path / "moved") == pytest.approx(one, rel=1e-5)
-    summaries = [json.loads((tmp_path / n / "summary.json").read_text()) for n in ("one", "moved")]
+    summaries = [summary_of(tmp_path / n) for n in ("one", "moved")]
     assert summaries[0]["tokens_seen"] == summaries[1]["tokens_seen"] == 8 * 6 * 32
     assert summaries[1]["validation_loss"] == pytest.approx(
         summaries[0]["validation_loss"], rel=1e-5
@@ -169,7 +173,7 @@ def test_a_run_leaves_its_records(rank_pool, arguments, tmp_path: Path):
     assert environment["world_size"] == 2
     assert environment["versions"]["torchtitan"] == "0.2.2"
 
-    summary = json.loads((folder / "summary.json").read_text())
+    summary = summary_of(folder)
     assert summary["step"] == 2
     assert summary["train_loss"] == losses(folder)[2]
     assert summary["tokens_seen"] == 2 * 6 * 32
@@ -186,6 +190,29 @@ def test_a_run_leaves_its_records(rank_pool, arguments, tmp_path: Path):
     assert not any("bigram" in line for line in quiet)
 
 
+def test_a_folder_used_again_tells_of_the_new_run_alone(rank_pool, arguments, tmp_path: Path):
+    arguments = [*arguments, "--checkpoint.enable=false", "--validation.enable=false"]
+    rank_pool.run(run, 2, [*arguments, "--training.steps", "6"], str(ROOT))
+    rank_pool.run(run, 2, [*arguments, "--training.steps", "2", "--debug.seed", "1"], str(ROOT))
+    new, summary = losses(tmp_path / "run"), summary_of(tmp_path / "run")
+    assert sorted(new) == [1, 2]
+    assert summary["train_loss"] == new[2]
+
+
+def test_a_finished_run_says_that_nothing_is_left(rank_pool, arguments, tmp_path: Path):
+    arguments = [*arguments, "--training.steps", "4", "--checkpoint.interval", "2"]
+    rank_pool.run(run, 2, arguments, str(ROOT))
+    first = summary_of(tmp_path / "run")
+    assert first["tokens_per_second"] > 0
+    for steps in (4, 3):
+        (log, _) = rank_pool.run(run, 2, [*arguments, "--training.steps", str(steps)], str(ROOT))
+        said = f"nothing left to train: 4 steps are done, and training.steps is {steps}"
+        assert said in log
+        again = summary_of(tmp_path / "run")
+        for key in ("step", "train_loss", "validation_loss", "tokens_per_second"):
+            assert again[key] == first[key], key
+
+
 def test_tensor_parallel_ranks_train_the_same_run(rank_pool, arguments, tmp_path: Path):
     heads = ["--model.args.n_heads", "10", "--model.args.n_kv_heads", "4"]
     arguments = [*arguments, *heads, "--training.global_batch_size", "4"]
@@ -196,7 +223,7 @@ def test_tensor_parallel_ranks_train_the_same_run(rank_pool, arguments, tmp_path
     fsdp, both = losses(tmp_path / "fsdp"), losses(tmp_path / "both")
     assert sorted(both) == list(range(1, 21))
     assert both == pytest.approx(fsdp, rel=1e-4)
-    summaries = [json.loads((tmp_path / n / "summary.json").read_text()) for n in ("fsdp", "both")]
+    summaries = [summary_of(tmp_path / n) for n in ("fsdp", "both")]
     for key in ("tokens_seen", "validation_loss", "bigram_validation_loss"):
         assert summaries[1][key] == pytest.approx(summaries[0][key], rel=1e-4)
     assert len(summaries[1]["samples"]) == 3
