@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.api import CheckpointException
-from torchtitan.components.checkpoint import CheckpointManager
+from torchtitan.components.checkpoint import DATALOADER, CheckpointManager
 from torchtitan.tools.logging import logger
 
 _STEP = re.compile(r"step-(\d+)")
@@ -29,6 +29,23 @@ _ANY_FAILURE = (Exception, CheckpointException)
 
 class CheckpointError(RuntimeError):
     """A checkpoint that was asked for cannot be loaded or saved; its text is one line."""
+
+
+class DifferentDataError(CheckpointError):
+    """A whole checkpoint whose position in the data means nothing under this configuration."""
+
+
+class _Loader:
+    """The data loader as DCP loads it: that it refuses a position is told apart from damage."""
+
+    def __init__(self, loader: Any) -> None:
+        self.state_dict, self._load = loader.state_dict, loader.load_state_dict
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        try:
+            self._load(state_dict)
+        except ValueError as error:
+            raise DifferentDataError(str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -110,7 +127,10 @@ class CompleteStepCheckpointManager(CheckpointManager):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if self.enable and dist.get_rank() == 0:
+        if not self.enable:
+            return
+        self.states[DATALOADER] = _Loader(self.states[DATALOADER])
+        if dist.get_rank() == 0:
             for leftover in Path(self.folder).glob(f"{_DELETING}*"):
                 shutil.rmtree(leftover, ignore_errors=True)
 
@@ -169,17 +189,36 @@ class CompleteStepCheckpointManager(CheckpointManager):
 
     def _try_to_load(self, saved: SavedStep) -> str | None:
         """Load a step; return why it failed on any rank, or None."""
-        failure = None
-        try:
-            states = self._states_to_load(model_only=saved.is_model_only)
-            self.dcp_load(states, saved.path, from_hf=False, from_quantized=False)
-        except _ANY_FAILURE as error:
-            failure = f"failed to load ({_one_line(error)})"
-        failure = next(filter(None, _from_all_ranks(failure)), None)
+        failure = self._failure_to_load(saved.path, saved.is_model_only)
         if failure is None:
             self.resumed_from = saved.step
             logger.info(f"continuing from step {saved.step} ({saved.path})")
-        return failure
+            return None
+        return f"failed to load ({failure})"
+
+    def _failure_to_load(
+        self, path: str, model_only: bool, from_hf: bool = False, from_quantized: bool = False
+    ) -> str | None:
+        """Load a directory; return why it failed on any rank, or None.
+
+        Raises: DifferentDataError on all ranks, if one rank's loader refuses its position
+        """
+        failure = None
+        try:
+            states = self._states_to_load(model_only)
+            self.dcp_load(states, path, from_hf=from_hf, from_quantized=from_quantized)
+        except _ANY_FAILURE as error:
+            failure = error if isinstance(error, DifferentDataError) else _one_line(error)
+        failures = [failure for failure in _from_all_ranks(failure) if failure is not None]
+        for failure in failures:
+            if isinstance(failure, DifferentDataError):
+                raise DifferentDataError(
+                    f"{path}: {failure}. Set debug.seed, training.seq_len and "
+                    f"training.dataset_path as they were; or read the data from its beginning with "
+                    f'checkpoint.exclude_from_loading = ["{DATALOADER}"]; or begin another run in '
+                    f"another job.dump_folder"
+                )
+        return failures[0] if failures else None
 
     def _load_initial(self) -> bool:
         path = self.initial_load_path
@@ -196,17 +235,12 @@ class CompleteStepCheckpointManager(CheckpointManager):
         problem = _from_first_rank(lambda: incomplete_reason(path))
         if problem:
             raise CheckpointError(f"{path}: the checkpoint to begin from {problem}")
-        failure = None
-        try:
-            self.dcp_load(
-                self._states_to_load(self.initial_load_model_only),
-                checkpoint_id=path,
-                from_hf=self.initial_load_in_hf,
-                from_quantized=self.initial_load_in_hf_quantized,
-            )
-        except _ANY_FAILURE as error:
-            failure = _one_line(error)
-        failure = next(filter(None, _from_all_ranks(failure)), None)
+        failure = self._failure_to_load(
+            path,
+            self.initial_load_model_only,
+            from_hf=self.initial_load_in_hf,
+            from_quantized=self.initial_load_in_hf_quantized,
+        )
         if failure:
             raise CheckpointError(f"{path}: cannot be loaded: {failure}")
         logger.info(f"beginning from the weights of {path}")

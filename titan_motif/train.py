@@ -8,10 +8,13 @@ import titan_motif.device  # noqa: F401  (before anything of torchtitan)
 
 # isort: split
 import contextlib
+import json
 import logging
 import os
 import statistics
 import sys
+import time
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -213,6 +216,34 @@ class _Line(logging.Formatter):
         return text if record.exc_info is None else super().format(record)
 
 
+def build_trainer(config: JobConfig) -> MotifTrainer:
+    """Build the trainer; ConfigError if our own code refuses something by a ValueError.
+
+    Such an error is a message to the user (a split without tokens, say). One from anywhere else is
+    a crash, and keeps its traceback.
+    """
+    try:
+        return MotifTrainer(config)
+    except ValueError as error:
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        if frame.f_globals["__name__"].startswith("titan_motif."):
+            raise ConfigError(str(error)) from error
+        raise
+
+
+def report(error: Exception) -> None:
+    """Print an error as one line, once on each machine.
+
+    torchrun ends its own text with what is in this file, by then the stack that torchtitan's
+    Trainer recorded: a line that says what to do is not to be looked for in there.
+    """
+    if os.environ["LOCAL_RANK"] == "0":
+        print(f"error: {error}", file=sys.stderr, flush=True)
+    if "TORCHELASTIC_ERROR_FILE" in os.environ:
+        message = {"message": str(error), "extraInfo": {"timestamp": str(int(time.time()))}}
+        Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps({"message": message}))
+
+
 @record  # torchrun then names the exception of a rank whose output is not shown
 def main(argv: Sequence[str]) -> int:
     """Run a job and return the exit code: 0 done, 1 failed in the run, 2 a bad configuration."""
@@ -220,23 +251,17 @@ def main(argv: Sequence[str]) -> int:
     if "LOCAL_RANK" not in os.environ:
         print("error: start it through ./run_train.sh or torchrun", file=sys.stderr)
         return 2
-    try:
-        config = load_config(argv, int(os.environ["WORLD_SIZE"]))
-    except ConfigError as error:
-        if os.environ["LOCAL_RANK"] == "0":
-            print(f"error: {error}", file=sys.stderr)
-        return 2
     trainer: MotifTrainer | None = None
     try:
-        trainer = MotifTrainer(config)
+        config = load_config(argv, int(os.environ["WORLD_SIZE"]))
+        trainer = build_trainer(config)
         if config.checkpoint.create_seed_checkpoint:
             trainer.checkpointer.save(curr_step=0, last_step=True)
         else:
             trainer.train()
-    except CheckpointError as error:
-        if os.environ["RANK"] == "0":
-            print(f"error: {error}", file=sys.stderr)
-        return 1
+    except (ConfigError, CheckpointError) as error:
+        report(error)
+        return 2 if isinstance(error, ConfigError) else 1
     finally:
         if trainer is not None:
             trainer.close()

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tomli
 
@@ -102,6 +103,40 @@ def run(argv: list[str], root: str, stop_after: int | None = None) -> list[str]:
     return records
 
 
+def run_main(argv: list[str], root: str, folder: str, crash: bool = False):
+    """Run the entry as torchrun does; return its exit code, stderr, and what torchrun would tell.
+
+    `crash` raises a ValueError that is not ours where the model is built.
+    """
+    import contextlib
+    import gc
+    import os
+    from unittest import mock
+
+    import torch
+
+    import titan_motif.train
+
+    os.chdir(root)
+    torch.use_deterministic_algorithms(False)
+    rank = os.environ["RANK"]
+    error_file, stderr_file = (Path(folder) / f"{name}-{rank}" for name in ("error", "stderr"))
+    broken = mock.patch("torchtitan.train.dist_utils.set_determinism", side_effect=ValueError)
+    with (
+        mock.patch.dict(os.environ, TORCHELASTIC_ERROR_FILE=str(error_file)),
+        stderr_file.open("w") as stderr,
+        contextlib.redirect_stderr(stderr),
+        broken if crash else contextlib.nullcontext(),
+    ):
+        try:
+            code = titan_motif.train.main(argv)
+        except ValueError:
+            code = None
+        finally:
+            gc.enable()
+    return code, stderr_file.read_text(), json.loads(error_file.read_text())["message"]
+
+
 def losses(folder: Path) -> dict[int, float]:
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     return {e["step"]: e["loss"] for e in map(json.loads, lines) if "loss" in e}
@@ -160,6 +195,47 @@ def test_an_asynchronous_run_resumes_on_another_number_of_ranks(
     assert summaries[1]["validation_loss"] == pytest.approx(
         summaries[0]["validation_loss"], rel=1e-5
     )
+
+
+def assert_refused(answers, code: int, *parts: str) -> None:
+    """Rank 0 prints one line, each rank hands it to torchrun, and none tells its stack."""
+    for rank, (returned, stderr, message) in enumerate(answers):
+        assert returned == code
+        assert stderr == (f"error: {message['message']}\n" if rank == 0 else "")
+        assert "\n" not in message["message"]
+        assert all(part in message["message"] for part in parts)
+        assert "py_callstack" not in message["extraInfo"]
+
+
+def test_a_mistake_is_told_in_one_line_and_a_crash_with_its_stack(
+    rank_pool, arguments, tmp_path: Path
+):
+    wanted = [*arguments, "--checkpoint.load_step", "4"]
+    answers = rank_pool.run(run_main, 2, wanted, str(ROOT), str(tmp_path))
+    assert_refused(answers, 1, "step-4 does not exist; complete steps: none")
+
+    for split in ("train", "validation"):
+        (tmp_path / "short" / split).mkdir(parents=True)
+        np.save(tmp_path / "short" / split / "tokens.npy", np.zeros(32, dtype=np.uint16))
+    short = ["--training.dataset", "prepared", "--training.dataset_path", str(tmp_path / "short")]
+    answers = rank_pool.run(run_main, 2, [*arguments, *short], str(ROOT), str(tmp_path))
+    assert_refused(answers, 2, str(tmp_path / "short"), "32 tokens")
+
+    for code, _, message in rank_pool.run(
+        run_main, 2, arguments, str(ROOT), str(tmp_path), crash=True
+    ):
+        assert code is None
+        assert message["extraInfo"]["py_callstack"].startswith("Traceback")
+
+
+def test_another_seed_stops_a_run_at_once(rank_pool, arguments, tmp_path: Path):
+    arguments = [*arguments, "--training.steps", "2", "--checkpoint.interval", "1"]
+    rank_pool.run(run, 2, arguments, str(ROOT))
+    answers = rank_pool.run(
+        run_main, 2, [*arguments, "--debug.seed", "1"], str(ROOT), str(tmp_path)
+    )
+    step = tmp_path / "run" / "checkpoint" / "step-2"
+    assert_refused(answers, 1, f"{step}: the data loader's seed is 1", "Set debug.seed")
 
 
 def test_a_run_leaves_its_records(rank_pool, arguments, tmp_path: Path):

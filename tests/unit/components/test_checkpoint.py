@@ -18,6 +18,7 @@ from torchtitan.config.job_config import Checkpoint, LRScheduler
 from titan_motif.components.checkpoint import (
     CheckpointError,
     CompleteStepCheckpointManager,
+    DifferentDataError,
     incomplete_reason,
     saved_steps,
 )
@@ -34,7 +35,17 @@ class TrainState:
 
 
 class Data(TrainState):
-    """Stands for the loader: a position that is a number."""
+    """Stands for the loader: a position that is a number, in an order that another one sets."""
+
+    seed = 0
+
+    def state_dict(self):
+        return {"step": self.step, "seed": self.seed}
+
+    def load_state_dict(self, state):
+        if state["seed"] != self.seed:
+            raise ValueError(f"the seed is {self.seed}; the checkpoint's is {state['seed']}")
+        super().load_state_dict(state)
 
 
 class Job:
@@ -233,6 +244,26 @@ def test_a_wanted_step_must_be_there(job, folder: Path):
     assert wanted.manager.load(10) is True
     assert wanted.state.step == 10
     assert saved.state.step == 20
+
+
+def test_another_order_of_the_data_is_no_damage(job, folder: Path, caplog):
+    job().train(20)
+    job_two, beginning = job(), {"initial_load_path": str(folder / "step-20"), "folder": "new"}
+    elsewhere = job(initial_load_model_only=False, **beginning)
+    for other in (job_two, elsewhere):
+        other.data.seed = 1
+    for load in (job_two.manager.load, lambda: job_two.manager.load(10), elsewhere.manager.load):
+        with pytest.raises(DifferentDataError) as raised:
+            load()
+        assert "step-10" in str(raised.value) or "step-20" in str(raised.value)
+        assert "the seed is 1; the checkpoint's is 0. Set debug.seed" in str(raised.value)
+        assert "\n" not in str(raised.value)
+    assert "trying the step before it" not in caplog.text
+
+    willing = job(exclude_from_loading=["dataloader"])  # the remedy that the message names
+    willing.data.seed = 1
+    assert willing.manager.load() is True
+    assert (willing.state.step, willing.data.step) == (20, 0)
 
 
 def test_a_step_of_the_model_alone_is_not_continued_from(job, folder: Path, caplog):
