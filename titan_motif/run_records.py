@@ -18,6 +18,7 @@ from torchtitan.tools.logging import logger
 
 from titan_motif.components.metrics import read_history
 from titan_motif.device import device_module, device_type
+from titan_motif.evaluation.bigram import MAX_TRAIN_TOKENS
 
 _PACKAGES = ("titan-motif", "torch", "torchtitan", "torchao", "torchdata", "triton", "tokenizers")
 
@@ -97,7 +98,9 @@ def summary_lines(content: dict[str, Any]) -> list[str]:
     if content["bigram_validation_loss"] is not None:
         gap = content["bigram_validation_loss"] - content["validation_loss"]
         side = "under" if gap >= 0 else "over"
-        bigram = nats("bigram_validation_loss")
+        bigram, counted = nats("bigram_validation_loss"), content["bigram_train_tokens"]
+        if counted == MAX_TRAIN_TOKENS:
+            bigram += f" ({counted:,} tokens counted)"
         lines.append(f"  bigram model     {bigram}: the run is {abs(gap):.4f} {side} it")
     for sample in content["samples"]:
         lines.append(f"  sample           {sample!r}")

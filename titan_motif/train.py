@@ -36,7 +36,7 @@ from titan_motif.components.metrics import average_tokens_per_second, read_histo
 from titan_motif.config import JobConfig
 from titan_motif.config_loading import ConfigError, load_config
 from titan_motif.device import device_type
-from titan_motif.evaluation.bigram import bigram_loss
+from titan_motif.evaluation.bigram import MAX_TRAIN_TOKENS, bigram_loss
 from titan_motif.evaluation.sampling import sample
 from titan_motif.run_records import bits_per_byte, write_start_records, write_summary
 
@@ -105,6 +105,7 @@ class MotifTrainer(torchtitan.train.Trainer):
             "validation_loss": validation_loss,
             "bits_per_byte": None,
             "bigram_validation_loss": None,
+            "bigram_train_tokens": None,
             "tokens_per_second": average_tokens_per_second(losses),
         }
         if validation_loss is not None:
@@ -131,7 +132,8 @@ class MotifTrainer(torchtitan.train.Trainer):
         baselines = {
             "bigram_validation_loss": bigram_loss(
                 train, previous, following, self.model_args.vocab_size
-            )
+            ),
+            "bigram_train_tokens": min(len(train), MAX_TRAIN_TOKENS),
         }
         table = Path(config.model.hf_assets_path) / "token_bytes.npy"
         if table.is_file():
@@ -179,7 +181,7 @@ class _DropNoise(logging.Filter):
     """Drop torchtitan's lines that do not hold here, or that tell a reader nothing."""
 
     noise = (
-        "Mixed precision training is",  # FSDP, not autocast, sets the precision
+        "Mixed precision training ",  # FSDP, not autocast, sets the precision on every layout
         "Peak FLOPS used for computing MFU: nan",
         "ENV[TORCH_",
         "[GC]",

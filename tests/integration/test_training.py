@@ -1,11 +1,14 @@
 """Whole runs of the trainer on a tiny model: continuing, damage, ranks, records."""
 
 import json
+import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tomli
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
@@ -253,6 +256,7 @@ def test_a_run_leaves_its_records(rank_pool, arguments, tmp_path: Path):
     assert summary["step"] == 2
     assert summary["train_loss"] == losses(folder)[2]
     assert summary["tokens_seen"] == 2 * 6 * 32
+    assert summary["bigram_train_tokens"] > 100_000
     assert 3 < summary["bigram_validation_loss"] < summary["validation_loss"] < 7
     assert len(summary["samples"]) == 3
     assert all(Path(path).exists() for path in summary["files"].values())
@@ -303,6 +307,61 @@ def test_tensor_parallel_ranks_train_the_same_run(rank_pool, arguments, tmp_path
     for key in ("tokens_seen", "validation_loss", "bigram_validation_loss"):
         assert summaries[1][key] == pytest.approx(summaries[0][key], rel=1e-4)
     assert len(summaries[1]["samples"]) == 3
+
+
+def stepped_gradients(argv: list[str], root: str) -> dict:
+    """The gradients that the last step of a run changed the weights by."""
+    import gc
+    import os
+
+    import torch
+
+    import titan_motif.train
+    from titan_motif.config_loading import load_config
+
+    os.chdir(root)
+    torch.use_deterministic_algorithms(False)
+    trainer = titan_motif.train.MotifTrainer(load_config(argv, torch.distributed.get_world_size()))
+    try:
+        trainer.train()
+    finally:
+        trainer.close()
+        gc.enable()
+    return {n: p.grad.full_tensor() for n, p in trainer.model_parts[0].named_parameters()}
+
+
+def test_gradients_are_clipped_to_max_norm_and_reported_before(
+    rank_pool, arguments, tmp_path: Path
+):
+    arguments = [*arguments, "--training.steps", "1", "--summary.enable=false"]
+    arguments += ["--checkpoint.enable=false", "--validation.enable=false"]
+    gradients, reported = {}, {}
+    for max_norm in (1e6, 0.01):
+        argv = [*elsewhere(arguments, tmp_path / str(max_norm)), "--training.max_norm"]
+        argv.append(str(max_norm))
+        gradients[max_norm] = rank_pool.run(stepped_gradients, 2, argv, str(ROOT))[0]
+        (entry,) = (tmp_path / str(max_norm) / "metrics.jsonl").read_text().splitlines()
+        reported[max_norm] = json.loads(entry)["grad_norm"]
+    whole = torch.cat([g.flatten() for g in gradients[1e6].values()])
+    clipped = torch.cat([g.flatten() for g in gradients[0.01].values()])
+    assert reported[0.01] == reported[1e6] == pytest.approx(whole.norm().item(), rel=1e-5)
+    assert whole.norm() > 0.1
+    assert clipped.norm().item() == pytest.approx(0.01, rel=1e-4)
+    torch.testing.assert_close(clipped, whole * 0.01 / whole.norm(), rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize(("fsdp", "tp"), [(True, False), (False, True), (False, False)])
+def test_what_torchtitan_says_of_autocast_is_not_shown(fsdp: bool, tp: bool, caplog):
+    import titan_motif.train
+
+    # isort: split
+    from torchtitan.distributed.utils import maybe_enable_amp
+
+    caplog.set_level(logging.INFO)
+    dims = SimpleNamespace(fsdp_enabled=fsdp, tp_enabled=tp, pp_enabled=False)
+    maybe_enable_amp(dims, "bfloat16", "cpu")
+    assert caplog.records
+    assert not any(map(titan_motif.train._DropNoise().filter, caplog.records))
 
 
 def run_under_torchtitan(root: str, argv: list[str]) -> None:

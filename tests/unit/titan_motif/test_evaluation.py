@@ -7,8 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from titan_motif.evaluation.bigram import bigram_loss
+import titan_motif.device  # noqa: F401
+
+# isort: split
+from titan_motif.evaluation import bigram
+from titan_motif.evaluation.bigram import bigram_loss, excerpt
 from titan_motif.evaluation.sampling import sample
+from titan_motif.run_records import summary_lines
 
 
 def test_bigram_loss_by_hand():
@@ -34,6 +39,37 @@ def test_bigram_probabilities_sum_to_one(previous: int):
     train = np.random.default_rng(0).integers(0, 3, 50)  # token 3 is never seen
     losses = [bigram_loss(train, np.array([previous]), np.array([b]), 4) for b in range(4)]
     assert sum(math.exp(-loss) for loss in losses) == pytest.approx(1, rel=1e-12)
+
+
+def test_a_large_corpus_is_counted_in_pieces_from_all_over_it(monkeypatch):
+    tokens = np.arange(100_000)
+    assert excerpt(tokens, 100_000) is tokens
+    part = excerpt(tokens, 5_000).reshape(bigram.NUM_PIECES, 50)
+    assert (np.diff(part, axis=1) == 1).all()
+    assert part[0, 0] == 0
+    assert part[-1, -1] == 99_999
+    assert (abs(np.diff(part[:, 0]) - 99_950 / 99) <= 1).all()
+
+    monkeypatch.setattr(bigram, "MAX_TRAIN_TOKENS", 1000)
+    train = np.random.default_rng(0).integers(0, 7, 50_000)
+    pairs = np.array([0, 1, 2]), np.array([3, 4, 5])
+    assert bigram_loss(train, *pairs, 7) == bigram_loss(excerpt(train, 1000), *pairs, 7)
+
+
+@pytest.mark.parametrize("counted", [300, bigram.MAX_TRAIN_TOKENS])
+def test_the_summary_says_how_much_was_counted_if_not_all(counted: int):
+    content = dict.fromkeys(("train_loss", "bits_per_byte")) | {
+        "step": 1,
+        "tokens_seen": 2,
+        "validation_loss": 3.0,
+        "bigram_validation_loss": 3.5,
+        "bigram_train_tokens": counted,
+        "samples": [],
+        "files": {},
+    }
+    (line,) = [line for line in summary_lines(content) if "bigram model" in line]
+    said = " (20,000,000 tokens counted)" if counted > 300 else ""
+    assert line == f"  bigram model     3.5000 nats/token{said}: the run is 0.5000 under it"
 
 
 class Counting(nn.Module):
