@@ -2,8 +2,10 @@
 
 import json
 import logging
+import os
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -72,7 +74,6 @@ def run(argv: list[str], root: str, stop_after: int | None = None) -> list[str]:
     """Run a job on this rank; return its log. `stop_after` leaves at a step, as if killed."""
     import gc
     import logging
-    import os
 
     import torch
 
@@ -113,8 +114,6 @@ def run_main(argv: list[str], root: str, folder: str, crash: bool = False):
     """
     import contextlib
     import gc
-    import os
-    from unittest import mock
 
     import torch
 
@@ -312,7 +311,6 @@ def test_tensor_parallel_ranks_train_the_same_run(rank_pool, arguments, tmp_path
 def stepped_gradients(argv: list[str], root: str) -> dict:
     """The gradients that the last step of a run changed the weights by."""
     import gc
-    import os
 
     import torch
 
@@ -350,6 +348,34 @@ def test_gradients_are_clipped_to_max_norm_and_reported_before(
     torch.testing.assert_close(clipped, whole * 0.01 / whole.norm(), rtol=1e-4, atol=1e-9)
 
 
+def timeouts_of_a_step(argv: list[str], root: str) -> set[float]:
+    """The seconds that a run allows its collectives once the first step has ended."""
+    with mock.patch("torch.distributed.distributed_c10d._set_pg_timeout") as set_timeout:
+        stepped_gradients(argv, root)
+    return {call.args[0].total_seconds() for call in set_timeout.call_args_list}
+
+
+def test_communication_settings_reach_torch(rank_pool, arguments, tmp_path: Path, monkeypatch):
+    import titan_motif.train
+    from titan_motif.config import JobConfig
+
+    names = ("TORCH_FR_BUFFER_SIZE", "TORCH_FR_DUMP_TEMP_FILE", "TORCH_NCCL_DUMP_ON_TIMEOUT")
+    for name in (*names, "TORCH_NCCL_ASYNC_ERROR_HANDLING"):
+        monkeypatch.setenv(name, "not set")  # and set back at the end
+    config = JobConfig()
+    config.job.dump_folder = str(tmp_path)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 1)
+    with mock.patch("torch.distributed.init_process_group") as init:
+        titan_motif.train.MotifTrainer.init_distributed(SimpleNamespace(job_config=config))
+    assert init.call_args.kwargs["timeout"].total_seconds() == 1800
+    assert [os.environ[name] for name in names] == ["20000", f"{tmp_path}/comm_traces/rank_", "1"]
+    assert (tmp_path / "comm_traces").is_dir()
+
+    arguments = [*arguments, "--training.steps", "1", "--summary.enable=false"]
+    arguments += ["--checkpoint.enable=false", "--validation.enable=false"]
+    assert rank_pool.run(timeouts_of_a_step, 2, arguments, str(ROOT)) == [{600}, {600}]
+
+
 @pytest.mark.parametrize(("fsdp", "tp"), [(True, False), (False, True), (False, False)])
 def test_what_torchtitan_says_of_autocast_is_not_shown(fsdp: bool, tp: bool, caplog):
     import titan_motif.train
@@ -366,7 +392,6 @@ def test_what_torchtitan_says_of_autocast_is_not_shown(fsdp: bool, tp: bool, cap
 
 def run_under_torchtitan(root: str, argv: list[str]) -> None:
     """torchtitan's own Trainer and configuration, with our plug-in named in it."""
-    import os
 
     import titan_motif.device  # noqa: F401
 

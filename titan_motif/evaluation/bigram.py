@@ -4,8 +4,6 @@ import numpy as np
 
 DISCOUNT = 0.75
 """Taken off each count that was seen, and given to the unigram distribution."""
-
-
 MAX_TRAIN_TOKENS = 20_000_000
 """Counting takes 18 bytes and a sort for each token: 18 GB for 1B, at the very end of a run."""
 NUM_PIECES = 100
