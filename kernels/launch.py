@@ -71,10 +71,12 @@ class Tiling(NamedTuple):
     """Of a walk: n loads n - 1 tiles ahead through shared memory, as far as that suffices."""
 
     @classmethod
-    def of(cls, x: Tensor, elements_per_thread: int, **more: int | None) -> "Tiling":
-        """Return tiles of at least 4 warps' work, or one row, with so many elements a thread."""
+    def of(
+        cls, x: Tensor, elements_per_thread: int, min_warps: int = 4, **more: int | None
+    ) -> "Tiling":
+        """Return tiles of one row, or of the rows that occupy so many warps and threads."""
         columns = column_block(x)
-        rows = max(1, 128 * elements_per_thread // columns)
+        rows = max(1, 32 * min_warps * elements_per_thread // columns)
         num_warps = min(max(rows * columns // (32 * elements_per_thread), 1), 32)
         return cls(rows, num_warps, **more)
 

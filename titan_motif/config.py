@@ -111,8 +111,8 @@ class ActivationCheckpoint(torchtitan_config.ActivationCheckpoint):
     mode: Literal["selective", "full", "memory_budget", "none"] = "none"
     """Type of activation checkpointing."""
     selective_ac_option: str = "op"
-    """What 'selective' keeps: 'op' the results of the large products and of attention, in every
-    block; a number n everything, in all blocks but each n-th, which keeps nothing."""
+    """What 'selective' keeps: 'op' the results of every second large product and of attention, in
+    every block; a number n everything, in all blocks but each n-th, which keeps nothing."""
 
 
 @dataclass
@@ -124,7 +124,7 @@ class Comm(torchtitan_config.Comm):
     """
 
     init_timeout_seconds: int = 1800
-    """Until the first step has ended: loading a checkpoint and compiling fall into this time."""
+    """Until a start's first step has ended: loading and compiling fall into this time."""
     train_timeout_seconds: int = 600
     """After it. What may keep a rank: a synchronous save, compiling for validation's shapes."""
 

@@ -92,7 +92,8 @@ KEPT_OPERATORS = {
     torch.ops._c10d_functional.reduce_scatter_tensor.default,
     torch.ops._c10d_functional.all_reduce.default,
 }
-"""Operators whose results selective checkpointing keeps; norms and PolyNorm are recomputed."""
+"""What selective checkpointing keeps (of products every second one: torchtitan's rule); the rest,
+norms and PolyNorm among it, is computed again."""
 
 
 def compile_blocks(model: Motif2Model, backend: str) -> None:

@@ -17,6 +17,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -27,6 +28,7 @@ import torchtitan
 import torchtitan.train
 from torch.distributed.elastic.multiprocessing.errors import record
 from torchtitan.components.loss import IGNORE_INDEX
+from torchtitan.distributed.utils import set_pg_timeouts
 from torchtitan.tools.logging import init_logger, logger
 
 from titan_motif import plugin  # noqa: F401  (registers the train spec)
@@ -58,6 +60,7 @@ class MotifTrainer(torchtitan.train.Trainer):
 
     def batch_generator(self, data_iterable):
         # The first thing that happens after the checkpoint, if any, was loaded.
+        self.first_step = self.step + 1
         self.metrics_processor.start(self.step)
         if self.step >= self.job_config.training.steps:
             logger.info(
@@ -65,6 +68,13 @@ class MotifTrainer(torchtitan.train.Trainer):
                 f"{self.job_config.training.steps}"
             )
         return super().batch_generator(data_iterable)
+
+    def train_step(self, data_iterator) -> None:
+        super().train_step(data_iterator)
+        # torchtitan shortens the time-out after step 1, which a resumed run never does.
+        if self.step == self.first_step != 1:
+            seconds = timedelta(seconds=self.job_config.comm.train_timeout_seconds)
+            set_pg_timeouts(seconds, self.parallel_dims)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the step and the tokens seen by all ranks together."""

@@ -18,7 +18,7 @@ from rich.table import Table
 from torch import Tensor
 
 from titan_motif.bench import liger
-from titan_motif.bench.measure import copy_gb_per_second, median_ms
+from titan_motif.bench.measure import copy_gb_per_second, measure
 
 EPS = 1e-6
 JUDGED_ROWS = 256
@@ -61,6 +61,7 @@ class Measurement:
     width: int
     tokens: int
     ms: float
+    host_us: float
     gb_per_second: float
     fraction_of_copy: float
     error: float
@@ -135,10 +136,10 @@ def _measure(
                 max(errors[num_outputs:]),
             ),
         ):
-            ms = median_ms(function, device)
-            speed = transfers * tokens * width * dtype.itemsize / ms / 1e6
+            timing = measure(function, device)
+            speed = transfers * tokens * width * dtype.itemsize / timing.ms / 1e6
             line = (subject.name, direction, contender, width, tokens)
-            yield Measurement(*line, ms, speed, speed / copy, error)
+            yield Measurement(*line, *timing, speed, speed / copy, error)
 
 
 def _exact(subject: Subject, inputs: list[Tensor], douts: list[Tensor]) -> list[Tensor]:
@@ -175,7 +176,7 @@ def _print_table(measurements: Sequence[Measurement]) -> None:
     table = Table(box=None, header_style="bold")
     for heading in ("operator", "direction", "tokens x width", "contender"):
         table.add_column(heading)
-    for heading in ("ms", "GB/s", "of copy", "error"):
+    for heading in ("ms", "GB/s", "of copy", "host us", "error"):
         table.add_column(heading, justify="right")
     for line in measurements:
         table.add_row(
@@ -186,6 +187,7 @@ def _print_table(measurements: Sequence[Measurement]) -> None:
             f"{line.ms:.4f}",
             f"{line.gb_per_second:,.0f}",
             f"{line.fraction_of_copy:.3f}",
+            f"{line.host_us:.0f}",
             f"{line.error:.1e}",
         )
     Console(width=110 if not sys.stdout.isatty() else None).print(table)
