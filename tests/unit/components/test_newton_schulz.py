@@ -1,0 +1,119 @@
+"""Newton-Schulz: the polynomials by their published values, the forms by singular values."""
+
+import pytest
+import torch
+
+import titan_motif.device  # noqa: F401
+from titan_motif.components.muon import named_coefficients, orthogonalize
+from titan_motif.components.muon.coefficients import NAMES, polar_express
+
+SHAPES = [(1, 1), (1, 7), (7, 1), (5, 12), (12, 5), (33, 33), (3, 8, 20), (2, 2, 20, 8)]
+
+
+def draw(*shape: int, seed: int = 0, dtype=torch.float64) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def expected(matrices: torch.Tensor, coefficients) -> torch.Tensor:
+    """The polynomials on the singular values, by a decomposition: no product of the iteration."""
+    u, s, vh = torch.linalg.svd(matrices.double(), full_matrices=False)
+    s = s / torch.linalg.matrix_norm(matrices.double()).unsqueeze(-1)
+    for a, b, c in coefficients:
+        s = a * s + b * s**3 + c * s**5
+    return u * s.unsqueeze(-2) @ vh
+
+
+def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    return ((a.double() - b.double()).norm() / b.double().norm()).item()
+
+
+def test_polar_express_has_its_published_coefficients():
+    """Of the authors' code, for 1e-3 to 1, before the safety factor (arXiv 2505.16932)."""
+    published = [
+        (8.28721201814563, -23.595886519098837, 17.300387312530933),
+        (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+        (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+        (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+        (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+    ]
+    for (a, b, c), plain in zip(polar_express(6), published, strict=False):
+        unshrunk = (1.01 * a, 1.01**3 * b, 1.01**5 * c)
+        assert unshrunk == pytest.approx(plain, rel=1e-9)
+
+
+@pytest.mark.parametrize("steps", [3, 5, 8])
+def test_polar_express_raises_all_singular_values_to_one(steps: int):
+    values = torch.logspace(-3, 0, 2001, dtype=torch.float64)
+    for a, b, c in polar_express(steps):
+        values = a * values + b * values**3 + c * values**5
+    errors = (values - 1).abs().max().item()
+    # What the steps before leave; the last values by the paper's order of convergence.
+    assert errors < {3: 0.95, 5: 0.35, 8: 0.03}[steps]
+    if steps > 3:
+        previous = torch.logspace(-3, 0, 2001, dtype=torch.float64)
+        for a, b, c in polar_express(steps - 1):
+            previous = a * previous + b * previous**3 + c * previous**5
+        assert errors < (previous - 1).abs().max()
+
+
+def test_unknown_coefficients_are_refused():
+    with pytest.raises(ValueError, match=f"coefficients 'newton'; one of {', '.join(NAMES)}"):
+        named_coefficients("newton")
+    with pytest.raises(ValueError, match="4 steps of 'motif', which has 5"):
+        named_coefficients("motif", steps=4)
+    with pytest.raises(ValueError, match="0 steps of polar_express; at least 1"):
+        named_coefficients("polar_express", steps=0)
+    assert len(named_coefficients("polar_express", steps=7)) == 7
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("method", ["direct", "gram"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_both_forms_apply_the_polynomials_to_the_singular_values(shape, method: str, name: str):
+    matrices, coefficients = draw(*shape), named_coefficients(name)
+    found = orthogonalize(matrices, coefficients, method, dtype=None)
+    assert found.dtype == torch.float64
+    assert distance(found, expected(matrices, coefficients)) < 1e-9
+
+
+@pytest.mark.parametrize("restarts", [(), (1,), (2,), (1, 3)])
+def test_restarts_change_nothing_but_rounding(restarts):
+    matrices, coefficients = draw(6, 15), named_coefficients("motif")
+    direct = orthogonalize(matrices, coefficients, "direct", dtype=None)
+    found = orthogonalize(matrices, coefficients, "gram", dtype=None, restarts=restarts)
+    assert distance(found, direct) < 1e-9
+
+
+@pytest.mark.parametrize("method", ["direct", "gram"])
+def test_half_precision_stays_near_the_exact_iteration(method: str):
+    coefficients = named_coefficients("motif")
+    matrices = draw(64, 256, dtype=torch.float32)
+    exact = expected(matrices, coefficients)
+    found = orthogonalize(matrices, coefficients, method)
+    assert found.dtype == torch.float32
+    assert distance(found, exact) < 0.05
+    largest = torch.linalg.matrix_norm(found.double(), ord=2)
+    assert largest < 1.25
+
+
+@pytest.mark.parametrize("method", ["direct", "gram"])
+def test_the_scale_of_the_input_does_not_matter_and_zeros_stay(method: str):
+    coefficients, matrices = named_coefficients("muon"), draw(6, 9)
+    found = orthogonalize(1e4 * matrices, coefficients, method, dtype=None)
+    assert distance(found, orthogonalize(matrices, coefficients, method, dtype=None)) < 1e-9
+    assert not orthogonalize(torch.zeros(4, 6), coefficients, method).any()
+
+
+def test_the_input_is_not_touched():
+    matrices = draw(6, 9, dtype=torch.bfloat16)
+    before = matrices.clone()
+    orthogonalize(matrices, named_coefficients("motif"), "gram")
+    assert torch.equal(matrices, before)
+
+
+def test_what_is_no_matrix_is_refused():
+    with pytest.raises(ValueError, match=r"shape \(3,\); matrices are needed"):
+        orthogonalize(torch.ones(3), named_coefficients("muon"))
+    with pytest.raises(ValueError, match="method 'svd'; 'direct' or 'gram' is needed"):
+        orthogonalize(torch.ones(3, 3), named_coefficients("muon"), "svd")
