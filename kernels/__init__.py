@@ -9,6 +9,7 @@ from titan_motif.kernels.poly_norm import poly_norm, poly_norm_mul
 from titan_motif.kernels.poly_norm_parts import poly_norm_mul_given_sums, poly_norm_power_sums
 from titan_motif.kernels.reference import attention, grouped_differential_attention
 from titan_motif.kernels.rms_norm import add_rms_norm, rms_norm
+from titan_motif.kernels.symmetric_matmul import symmetric_product
 
 __all__ = [
     "Implementation",
@@ -21,4 +22,5 @@ __all__ = [
     "poly_norm_mul_given_sums",
     "poly_norm_power_sums",
     "rms_norm",
+    "symmetric_product",
 ]

@@ -88,6 +88,18 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     return rms_norm(total, weight, eps), total
 
 
+def symmetric_product(
+    a: Tensor, b: Tensor, addend: Tensor | None, alpha: float, beta: float, gamma: float
+) -> Tensor:
+    """Return alpha a b^T + beta addend + gamma I; a, b (..., m, k), addend (..., m, m)."""
+    out = alpha * (a @ b.mT)
+    if addend is not None:
+        out = out + beta * addend
+    if gamma:
+        out = out + gamma * torch.eye(a.shape[-2], dtype=a.dtype, device=a.device)
+    return out
+
+
 def grouped_differential_attention(
     q: Tensor,  # (batch, seq, heads, head_dim): per group `ratio` signal heads, then a noise head
     k: Tensor,  # (batch, seq, 2 * pairs, head_dim): even heads serve signal, odd heads noise
