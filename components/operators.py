@@ -5,7 +5,12 @@ operators run on local tensors here, and where a reduction crosses ranks it stan
 Only what tensor parallelism needs is served: a one-dimensional mesh, one placement.
 """
 
+import math
+
+import torch
 from torch import Tensor
+from torch.distributed._functional_collectives import all_reduce, wait_tensor
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 from titan_motif import kernels
@@ -22,8 +27,9 @@ def rms_norm(
     """
     if not isinstance(x, DTensor):
         return kernels.rms_norm(x, weight, eps, implementation)
-    assert _last_shard(x) is None, "rms_norm needs whole rows"
-    local = kernels.rms_norm(x.to_local(), _local_weight(weight, x), eps, implementation)
+    placement = _placement(x)
+    assert not _is_row_cut(x, placement), "rms_norm needs whole rows"
+    local = kernels.rms_norm(x.to_local(), _local_weight(weight, placement), eps, implementation)
     return _like(local, x)
 
 
@@ -36,10 +42,10 @@ def add_rms_norm(
     """
     if not isinstance(x, DTensor):
         return kernels.add_rms_norm(x, residual, weight, eps, implementation)
-    assert x.placements == residual.placements, "the residual must lie like x"
-    assert _last_shard(x) is None, "add_rms_norm needs whole rows"
+    placement = _placement(x, residual)
+    assert not _is_row_cut(x, placement), "add_rms_norm needs whole rows"
     normed, total = kernels.add_rms_norm(
-        x.to_local(), residual.to_local(), _local_weight(weight, x), eps, implementation
+        x.to_local(), residual.to_local(), _local_weight(weight, placement), eps, implementation
     )
     return _like(normed, x), _like(total, x)
 
@@ -59,38 +65,62 @@ def poly_norm_mul(
     """
     if not isinstance(x, DTensor):
         return kernels.poly_norm_mul(x, up, weight, bias, eps, implementation)
+    placement = _placement(x, up)
     local, local_up = x.to_local(), up.to_local()
-    if _last_shard(x) is None:
+    if not _is_row_cut(x, placement):
         out = kernels.poly_norm_mul(local, local_up, weight, bias, eps, implementation)
         return _like(out, x)
-    power_sums = _sum_over_ranks(kernels.poly_norm_power_sums(local, implementation), x)
+    part = kernels.poly_norm_power_sums(local, implementation)
+    power_sums = _SumOverRanks.apply(part, x.device_mesh)
     out = kernels.poly_norm_mul_given_sums(
         local, local_up, power_sums, x.shape[-1], weight, bias, eps, implementation
     )
     return _like(out, x)
 
 
-def _last_shard(x: DTensor) -> Shard | None:
+def _placement(x: DTensor, *others: DTensor) -> Shard | Replicate:
+    """Return where x lies, after making sure that it can be served and the others lie alike."""
+    assert len(x.placements) == 1, "a one-dimensional mesh is needed"
     (placement,) = x.placements
-    return placement if placement.is_shard(x.ndim - 1) or placement.is_shard(-1) else None
+    assert not placement.is_partial(), "what is not summed yet has no norm"
+    assert all(other.placements == x.placements for other in others), "inputs must lie alike"
+    return placement
 
 
-def _local_weight(weight: Tensor, x: DTensor) -> Tensor:
+def _is_row_cut(x: DTensor, placement: Shard | Replicate) -> bool:
+    return placement.is_shard(x.ndim - 1) or placement.is_shard(-1)
+
+
+def _local_weight(weight: Tensor, placement: Shard | Replicate) -> Tensor:
     """A replicated weight, whose gradient on this rank covers this rank's rows alone."""
     if not isinstance(weight, DTensor):
         return weight
-    (placement,) = x.placements
     return weight.to_local(grad_placements=[Partial() if placement.is_shard() else Replicate()])
 
 
-def _sum_over_ranks(part: Tensor, x: DTensor) -> Tensor:
-    """Sum over x's mesh; every rank uses the sum for its own part, so the gradient sums too."""
-    partial = DTensor.from_local(part, x.device_mesh, [Partial()], run_check=False)
-    total = partial.redistribute(placements=[Replicate()])
-    return total.to_local(grad_placements=[Partial()])
+class _SumOverRanks(torch.autograd.Function):
+    """An all-reduce both ways: every rank uses the sum for its own part, so gradients add up too.
+
+    Written out, since what a DTensor does in the backward pass of such a sum has changed between
+    releases of PyTorch.
+    """
+
+    @staticmethod
+    def forward(ctx, part: Tensor, mesh: DeviceMesh) -> Tensor:
+        ctx.mesh = mesh
+        return _all_reduce(part, mesh)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        return _all_reduce(grad, ctx.mesh), None
+
+
+def _all_reduce(part: Tensor, mesh: DeviceMesh) -> Tensor:
+    return wait_tensor(all_reduce(part.contiguous(), "sum", mesh.get_group()))
 
 
 def _like(local: Tensor, x: DTensor) -> DTensor:
+    stride = tuple(math.prod(x.shape[dim + 1 :]) for dim in range(x.ndim))  # contiguous
     return DTensor.from_local(
-        local, x.device_mesh, x.placements, run_check=False, shape=x.shape, stride=x.stride()
+        local, x.device_mesh, x.placements, run_check=False, shape=x.shape, stride=stride
     )

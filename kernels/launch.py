@@ -9,7 +9,7 @@ from torch import Tensor
 
 Implementation = Literal["auto", "triton", "torch"]
 """'auto': Triton for float32, bfloat16 and float16 on a GPU (and on CPU under TRITON_INTERPRET=1),
-plain PyTorch for everything else. 'triton' and 'torch': that path, or a ValueError."""
+plain PyTorch for other dtypes and devices. 'triton' and 'torch': that path, or a ValueError."""
 
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_COLUMNS = 65536
@@ -42,6 +42,14 @@ def runs_triton(x: Tensor, implementation: str) -> bool:
             "use implementation 'torch'"
         )
     return problem is None
+
+
+def check_rows(x: Tensor, eps: float) -> None:
+    """Raise ValueError, one line, where x (..., columns) has no rows to be normalised."""
+    if x.ndim == 0:
+        raise ValueError("x is a scalar; a tensor with a last dimension is needed")
+    if not eps > 0:
+        raise ValueError(f"eps is {eps}; more than 0 is needed, or rows of zeros have no norm")
 
 
 def default_implementation() -> Implementation:
@@ -94,7 +102,7 @@ class Tiling(NamedTuple):
         if self.programs_per_core:
             stage_bytes = num_inputs * self.rows * columns * x.element_size()
             options["STAGES"] = min(self.stages, 1 + _SHARED_BYTES // stage_bytes)
-        if self.max_registers and self.num_warps * self.max_registers <= 2048:  # of one core
+        if self.max_registers and can_use_ptx(x) and self.num_warps * self.max_registers <= 2048:
             options["maxnreg"] = self.max_registers
         return options
 

@@ -13,7 +13,7 @@ from titan_motif.kernels import reference
 from titan_motif.kernels.launch import Implementation, contiguous_like, num_rows, runs_triton
 from titan_motif.kernels.poly_norm import (
     backward,
-    check_shapes,
+    check_inputs,
     empty_sums,
     forward_tiling,
     launch_forward,
@@ -168,7 +168,10 @@ def poly_norm_mul_given_sums(
     implementation: Implementation = "auto",
 ) -> Tensor:  # like x
     """Return PolyNorm(x) * up on a part of the columns; `width` is that of whole rows."""
-    check_shapes(x, up, weight, bias)
+    check_inputs(x, up, weight, bias, eps)
+    if power_sums.shape != (*x.shape[:-1], 3):
+        needed = (*x.shape[:-1], 3)
+        raise ValueError(f"power_sums is {tuple(power_sums.shape)}; {needed} is needed")
     if runs_triton(x, implementation):
         return _poly_norm_mul_given_sums(x, up, power_sums, weight, bias, width, eps)
     return reference.poly_norm_mul_given_sums(x, up, power_sums, width, weight, bias, eps)

@@ -20,6 +20,7 @@ from titan_motif.kernels import reference
 from titan_motif.kernels.launch import (
     Implementation,
     Tiling,
+    check_rows,
     column_block,
     contiguous_like,
     num_rows,
@@ -111,8 +112,8 @@ def _backward_kernel(
 
 
 # What was fastest, or within 3% of it, on an H200 (torch 2.11, triton 3.6), bfloat16. Fractions of
-# a device copy's bandwidth at 65,536 x 4096: forward 0.97, with the addition 0.97, backward 0.98
-# and 1.00; at 2M x 256: forward 0.99, backward 0.97, with the addition 0.99.
+# a device copy's bandwidth at 65,536 x 4096: forward 0.97, with the addition 0.96, backward 0.95
+# and 0.98; at 2M x 256: 1.00 and 0.98, 0.99 and 1.00.
 
 
 def _forward_tiling(x: Tensor) -> Tiling:
@@ -249,7 +250,7 @@ def rms_norm(
     Computed: in float32 (float64 for float64 inputs), with one cast at the end
     Raises:   ValueError for other shapes, and as `runs_triton` says
     """
-    _check(x, None, weight)
+    _check(x, None, weight, eps)
     if runs_triton(x, implementation):
         return _rms_norm(x, weight, eps)
     return reference.rms_norm(x, weight, eps)
@@ -267,13 +268,14 @@ def add_rms_norm(
     Shapes: x, residual (..., width), of one dtype; weight (width,) -> both like x
     Raises: ValueError for other shapes, and as `runs_triton` says
     """
-    _check(x, residual, weight)
+    _check(x, residual, weight, eps)
     if runs_triton(x, implementation):
         return _add_rms_norm(x, residual, weight, eps)
     return reference.add_rms_norm(x, residual, weight, eps)
 
 
-def _check(x: Tensor, residual: Tensor | None, weight: Tensor) -> None:
+def _check(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> None:
+    check_rows(x, eps)
     if weight.shape != x.shape[-1:]:
         raise ValueError(f"weight is {tuple(weight.shape)}; ({x.shape[-1]},) is needed")
     if residual is not None and (residual.shape, residual.dtype) != (x.shape, x.dtype):

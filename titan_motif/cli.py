@@ -24,18 +24,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = [argument for argument in arguments if argument != "--debug"]
     name = _command(arguments)
     if name is None:
-        asked = not arguments or arguments[0] in ("-h", "--help")
-        print(_usage(), file=sys.stdout if asked else sys.stderr)
-        return 0 if asked else 2
+        words = [argument for argument in arguments if argument not in ("-h", "--help")]
+        is_asked = words != arguments or not arguments
+        begun = " ".join(words)
+        if is_asked and any(f"{name} ".startswith(f"{begun} ".lstrip()) for name in COMMANDS):
+            print(_usage(begun))
+            return 0
+        known = ", ".join(COMMANDS)
+        print(f"error: no command {begun!r}; one of {known} is needed", file=sys.stderr)
+        return 2
     module = importlib.import_module(COMMANDS[name][0])
     rest = arguments[len(name.split()) :]
     options = tyro.cli(module.Options, args=rest, prog=f"titan-motif {name}")
     try:
         module.main(options)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         if is_debugging:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        kind = f"{type(error).__name__}: " if isinstance(error, RuntimeError) else ""
+        first_line = str(error).partition("\n")[0]
+        print(f"error: {kind}{first_line}", file=sys.stderr)
         return 1
     return 0
 
@@ -45,8 +53,10 @@ def _command(arguments: list[str]) -> str | None:
     return next((name for name in COMMANDS if words.startswith(name + " ")), None)
 
 
-def _usage() -> str:
-    lines = [f"  {name:<18} {what}" for name, (_, what) in COMMANDS.items()]
+def _usage(begun: str) -> str:
+    """Return the commands that begin so, a line each."""
+    commands = {name: what for name, (_, what) in COMMANDS.items() if name.startswith(begun)}
+    lines = [f"  {name:<18} {what}" for name, what in commands.items()]
     return "\n".join(
         [
             "usage: titan-motif COMMAND [options]; COMMAND --help lists a command's options",

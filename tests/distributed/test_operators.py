@@ -40,7 +40,7 @@ def gradients_of(operator: str, cut_dim: int) -> dict[str, torch.Tensor]:
         "poly_norm_mul": ("x", "other", "poly_weight", "poly_bias"),
     }[operator]
     leaves = {name: given[name].detach().requires_grad_() for name in names}
-    outputs = getattr(operators, operator)(*leaves.values(), 1e-6)
+    outputs = getattr(operators, operator)(*leaves.values(), 1e-2)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     out_gradients = [given["dout"], given["dsum"]][: len(outputs)]
     found = dict(enumerate(outputs))
@@ -54,6 +54,44 @@ def gradients_of(operator: str, cut_dim: int) -> dict[str, torch.Tensor]:
             assert name in PARTIAL_WEIGHTS
             torch.distributed.all_reduce(tensor)
     return found
+
+
+def refusals() -> list[str]:
+    """What is said of activations that lie as no norm can use them."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+
+    from titan_motif.components import operators
+
+    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+
+    def lying(placement) -> DTensor:
+        return DTensor.from_local(torch.ones(2, 4), mesh, [placement], run_check=False)
+
+    weight, poly = torch.ones(4), (torch.ones(3), torch.ones(1))
+    calls = [
+        lambda: operators.rms_norm(lying(Partial()), weight, 1e-6),
+        lambda: operators.rms_norm(lying(Shard(1)), weight, 1e-6),
+        lambda: operators.add_rms_norm(lying(Shard(0)), lying(Replicate()), weight, 1e-6),
+        lambda: operators.poly_norm_mul(lying(Replicate()), lying(Partial()), *poly, 1e-6),
+    ]
+    said = []
+    for call in calls:
+        try:
+            call()
+        except AssertionError as error:
+            said.append(str(error))
+    return said
+
+
+def test_activations_that_no_norm_can_use_are_not_computed(rank_pool):
+    expected = [
+        "what is not summed yet has no norm",
+        "rms_norm needs whole rows",
+        "inputs must lie alike",
+        "inputs must lie alike",
+    ]
+    assert rank_pool.run(refusals, 2) == [expected] * 2
 
 
 @pytest.mark.parametrize(

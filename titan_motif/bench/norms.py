@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from rich.console import Console
@@ -19,10 +20,11 @@ from torch import Tensor
 
 from titan_motif.bench import liger
 from titan_motif.bench.measure import copy_gb_per_second, measure
+from titan_motif.kernels.launch import MAX_COLUMNS
 
 EPS = 1e-6
 JUDGED_ROWS = 256
-"""Rows whose result is compared with float64."""
+"""Rows whose results are compared with float64: the first half of them, and the last."""
 
 Operator = Callable[..., Tensor | tuple[Tensor, ...]]
 
@@ -68,18 +70,34 @@ class Measurement:
     """Relative norm of the error against float64, the largest over outputs or gradients."""
 
 
+@dataclass
+class NormOptions:
+    """What the benchmarks of norms have in common."""
+
+    widths: tuple[int, ...] = ()
+    """Columns of the activation; none means those of the 12.7B model, on a CPU 512."""
+    tokens: tuple[int, ...] = ()
+    """Rows of the activation; none means as many as fill a GPU, on a CPU 64."""
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """Of the activations; parameters are float32."""
+    json: Path | None = None
+    """Write the figures to this file."""
+
+
 def compare(
-    subjects: Sequence[Subject],
-    widths: Sequence[int],
-    tokens: Sequence[int],
-    dtype: str,
-    json_file: Path | None,
+    subjects: Sequence[Subject], options: NormOptions, width: int, num_tokens: int
 ) -> list[Measurement]:
-    """Measure, print the table, and write it to a file if one is named."""
-    for name, sizes in (("widths", widths), ("tokens", tokens)):
-        if min(sizes) < 1:
-            raise ValueError(f"--{name} has {min(sizes)}; positive numbers are needed")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    """Measure, print the table, and write it to a file if one is named.
+
+    Args:
+        width, num_tokens: what is measured on a GPU where the options name none
+    """
+    on_gpu = torch.cuda.is_available()
+    widths = options.widths or (width if on_gpu else 512,)
+    tokens = options.tokens or (num_tokens if on_gpu else 64,)
+    _check(widths, tokens, options.json)
+    dtype, json_file = options.dtype, options.json
+    device = "cuda" if on_gpu else "cpu"
     copy = copy_gb_per_second(device)
     cases = [(s, w, t) for s in subjects for w in widths for t in tokens]
     console = Console(stderr=True)
@@ -98,6 +116,17 @@ def compare(
         content |= {"copy_gb_per_second": copy, "results": [asdict(line) for line in found]}
         json_file.write_text(json.dumps(content, indent=1) + "\n")
     return found
+
+
+def _check(widths: Sequence[int], tokens: Sequence[int], json_file: Path | None) -> None:
+    """Raise ValueError for what would fail only after minutes."""
+    for name, sizes in (("widths", widths), ("tokens", tokens)):
+        if min(sizes) < 1:
+            raise ValueError(f"--{name} has {min(sizes)}; positive numbers are needed")
+    if max(widths) > MAX_COLUMNS:
+        raise ValueError(f"--widths has {max(widths)}; at most {MAX_COLUMNS} is allowed")
+    if json_file is not None and not json_file.parent.is_dir():
+        raise ValueError(f"--json is {json_file}; the folder {json_file.parent} does not exist")
 
 
 def _measure(
@@ -145,23 +174,31 @@ def _measure(
 def _exact(subject: Subject, inputs: list[Tensor], douts: list[Tensor]) -> list[Tensor]:
     """Outputs and gradients of the judged rows, in float64."""
     num_activations = len(subject.activations)
-    wide = [t.detach()[:JUDGED_ROWS].double() for t in inputs[:num_activations]]
+    wide = [_judged_rows(t.detach()).double() for t in inputs[:num_activations]]
     wide += [t.detach().double() for t in inputs[num_activations:]]
     wide = [tensor.requires_grad_() for tensor in wide]
     outputs = _as_tuple(subject.plain(*wide))
-    return [*outputs, *_gradients(outputs, wide, [d[:JUDGED_ROWS].double() for d in douts])]
+    return [*outputs, *_gradients(outputs, wide, [_judged_rows(d).double() for d in douts])]
 
 
 def _judged(dout: Tensor) -> Tensor:
     """The gradient of the judged rows alone, so that the parameters' gradients are theirs too."""
     alone = torch.zeros_like(dout)
-    alone[:JUDGED_ROWS] = dout[:JUDGED_ROWS]
+    half = JUDGED_ROWS // 2
+    alone[:half], alone[-half:] = dout[:half], dout[-half:]
     return alone
 
 
+def _judged_rows(activation: Tensor) -> Tensor:
+    if len(activation) <= JUDGED_ROWS:
+        return activation
+    half = JUDGED_ROWS // 2
+    return torch.cat((activation[:half], activation[-half:]))
+
+
 def _error(found: Tensor, exact: Tensor) -> float:
-    rows = found.detach()[: len(exact)].double()
-    return ((rows - exact).norm() / exact.norm()).item()
+    judged = found.detach() if found.shape == exact.shape else _judged_rows(found.detach())
+    return ((judged.double() - exact).norm() / exact.norm()).item()
 
 
 def _gradients(outputs, inputs: list[Tensor], douts: list[Tensor]) -> tuple[Tensor, ...]:

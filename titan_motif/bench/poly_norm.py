@@ -2,38 +2,24 @@
 
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from titan_motif import kernels
-from titan_motif.bench.norms import EPS, Subject, compare
+from titan_motif.bench.norms import EPS, NormOptions, Subject, compare
 
 
 @dataclass
-class Options:
+class Options(NormOptions):
     """Measure PolyNorm, alone and times the up projection, forward and backward.
 
     Example: titan-motif bench poly-norm --widths 5120 16384 --tokens 2048 16384 --json table.json
     """
 
-    widths: tuple[int, ...] = ()
-    """Columns of the activation; nothing means 16384, on a CPU 512."""
-    tokens: tuple[int, ...] = ()
-    """Rows of the activation; nothing means 16384, on a CPU 64."""
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    """Of the activations; parameters are float32."""
-    json: Path | None = None
-    """Write the figures to this file."""
-
 
 def main(options: Options) -> None:
-    on_gpu = torch.cuda.is_available()
-    widths = options.widths or ((16384,) if on_gpu else (512,))
-    tokens = options.tokens or ((16384,) if on_gpu else (64,))
-    compare(SUBJECTS, widths, tokens, options.dtype, options.json)
+    compare(SUBJECTS, options, width=16384, num_tokens=16384)
 
 
 def _plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

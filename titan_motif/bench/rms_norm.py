@@ -2,38 +2,24 @@
 
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from titan_motif import kernels
-from titan_motif.bench.norms import EPS, Subject, compare
+from titan_motif.bench.norms import EPS, NormOptions, Subject, compare
 
 
 @dataclass
-class Options:
+class Options(NormOptions):
     """Measure RMSNorm, alone and after an addition, forward and backward.
 
     Example: titan-motif bench rms-norm --widths 4096 --tokens 65536 --json table.json
     """
 
-    widths: tuple[int, ...] = ()
-    """Columns of the activation; nothing means 4096, on a CPU 512."""
-    tokens: tuple[int, ...] = ()
-    """Rows of the activation; nothing means 65536, on a CPU 64."""
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    """Of the activations; the weight is float32."""
-    json: Path | None = None
-    """Write the figures to this file."""
-
 
 def main(options: Options) -> None:
-    on_gpu = torch.cuda.is_available()
-    widths = options.widths or ((4096,) if on_gpu else (512,))
-    tokens = options.tokens or ((65536,) if on_gpu else (64,))
-    compare(SUBJECTS, widths, tokens, options.dtype, options.json)
+    compare(SUBJECTS, options, width=4096, num_tokens=65536)
 
 
 def _plain_rms_norm(x: Tensor, weight: Tensor) -> Tensor:

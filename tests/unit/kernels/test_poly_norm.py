@@ -64,6 +64,15 @@ def test_values_of_tiny_and_large_rows(device, scale: float, dtype):
     assert max(found) < BOUNDS[dtype], found
 
 
+def test_eps_is_the_one_that_is_given(device):
+    x, up, weight, bias, dout = inputs(5, 100, device=device, scale=0.1)
+    given = {"eps": 1e-2}
+    fast, plain = partial(poly_norm, **given), partial(reference.poly_norm, **given)
+    assert max(errors(fast, plain, (x, weight, bias), [dout])) < 2e-6
+    fast, plain = partial(poly_norm_mul, **given), partial(reference.poly_norm_mul, **given)
+    assert max(errors(fast, plain, (x, up, weight, bias), [dout])) < 2e-6
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_nothing_is_infinite_where_the_exact_result_is_not(device, dtype):
     x, up, weight, bias, dout = inputs(5, 300, device=device, dtype=dtype)
@@ -137,13 +146,14 @@ def test_parts_of_rows_add_up(device):
         sums = sum(kernels.poly_norm_power_sums(part, "triton") for part in xs)
         applied = [
             kernels.poly_norm_mul_given_sums(
-                part, up_part, sums, 100, weight, bias, implementation="triton"
+                part, up_part, sums, 100, weight, bias, eps=1e-2, implementation="triton"
             )
             for part, up_part in zip(xs, ups, strict=True)
         ]
         return torch.cat(applied, dim=-1)
 
-    found = errors(in_parts, reference.poly_norm_mul, (x, up, weight, bias), [dout])
+    exact = partial(reference.poly_norm_mul, eps=1e-2)
+    found = errors(in_parts, exact, (x, up, weight, bias), [dout])
     assert max(found) < 2e-6, found
 
 
@@ -239,7 +249,15 @@ def test_backward_keeps_the_inputs_and_three_numbers_a_row(device, dtype):
 def test_wrong_shapes_are_named():
     x = torch.zeros(2, 8)
     weight, bias = torch.zeros(3), torch.zeros(1)
-    with pytest.raises(ValueError, match=r"up is \(2, 4\); x's shape, \(2, 8\), is needed"):
+    with pytest.raises(ValueError, match=r"up is torch.float32 \(2, 4\); x's torch.float32 \(2, 8"):
         kernels.poly_norm_mul(x, x[:, :4], weight, bias)
+    with pytest.raises(ValueError, match=r"up is torch.float64 \(2, 8\); x's torch.float32"):
+        kernels.poly_norm_mul(x, x.double(), weight, bias)
+    with pytest.raises(ValueError, match=r"power_sums is \(1, 3\); \(2, 3\) is needed"):
+        kernels.poly_norm_mul_given_sums(x, x, torch.ones(1, 3), 8, weight, bias)
+    with pytest.raises(ValueError, match="x is a scalar"):
+        kernels.poly_norm(x[0, 0], weight, bias)
+    with pytest.raises(ValueError, match="eps is 0; more than 0 is needed"):
+        kernels.poly_norm(x, weight, bias, eps=0)
     with pytest.raises(ValueError, match=r"weight is \(2,\) and bias \(1,\); \(3,\) and \(1,\)"):
         kernels.poly_norm(x, weight[:2], bias)

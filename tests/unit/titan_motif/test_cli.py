@@ -13,8 +13,11 @@ def test_without_a_command_it_lists_them(capsys):
     assert cli.main([]) == 0
     printed = capsys.readouterr().out
     assert all(name in printed for name in cli.COMMANDS)
+    assert cli.main(["bench", "--help"]) == 0
+    assert "bench rms-norm" in capsys.readouterr().out
     assert cli.main(["bench", "sums"]) == 2
-    assert "usage: titan-motif COMMAND" in capsys.readouterr().err
+    expected = f"error: no command 'bench sums'; one of {', '.join(cli.COMMANDS)} is needed\n"
+    assert capsys.readouterr().err == expected
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
@@ -23,6 +26,24 @@ def test_every_command_has_help_with_an_example(name: str, capsys):
         cli.main([*name.split(), "--help"])
     assert exit_.value.code == 0
     assert f"Example: titan-motif {name} " in capsys.readouterr().out
+
+
+def test_what_would_fail_at_the_end_is_refused_before_the_start(capsys):
+    assert cli.main(["bench", "rms-norm", "--json", "/nowhere/table.json"]) == 1
+    assert capsys.readouterr().err.endswith("the folder /nowhere does not exist\n")
+    assert cli.main(["bench", "poly-norm", "--widths", "8", "100000"]) == 1
+    assert "--widths has 100000; at most 65536" in capsys.readouterr().err
+
+
+def test_a_failure_on_the_way_is_one_line(capsys, monkeypatch):
+    from titan_motif.bench import rms_norm
+
+    def run_out(options):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nMore lines")
+
+    monkeypatch.setattr(rms_norm, "main", run_out)
+    assert cli.main(["bench", "rms-norm"]) == 1
+    assert capsys.readouterr().err == "error: OutOfMemoryError: CUDA out of memory.\n"
 
 
 def test_a_mistake_is_one_line_and_debug_shows_where(capsys):
