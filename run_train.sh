@@ -145,7 +145,7 @@ launch() {
     where="CPU" threads=", $OMP_NUM_THREADS thread(s) each"
   fi
   say "$NGPU process(es) on $where$threads${hidden:+; output of unshown ranks: $log_dir}"
-  exec "$PYTHON" -m torch.distributed.run "${options[@]}" -m titan_motif.train "$@"
+  exec "$PYTHON" -m titan_motif.launch "${options[@]}" -m titan_motif.train "$@"
 }
 
 main "$@"

@@ -49,7 +49,7 @@ def test_a_folder_of_ones_own_is_not_replaced_by_the_corpus(tmp_path: Path):
     assert (tmp_path / "mydata" / "tokens.npy").read_bytes() == b"precious"
 
 
-def test_it_trains_from_another_directory(tmp_path: Path, small_corpus: Path):
+def test_it_trains_from_another_directory_and_goes_on_there(tmp_path: Path, small_corpus: Path):
     (tmp_path / "tiny.toml").write_text(
         f"""
         [job]
@@ -66,6 +66,8 @@ def test_it_trains_from_another_directory(tmp_path: Path, small_corpus: Path):
         steps = 2
         [lr_scheduler]
         warmup_steps = 1
+        [checkpoint]
+        enable = true
         [summary]
         sample_tokens = 0
         """
@@ -76,3 +78,13 @@ def test_it_trains_from_another_directory(tmp_path: Path, small_corpus: Path):
     assert finished.returncode == 0, finished.stderr
     assert "step: 2/2" in finished.stdout + finished.stderr
     assert (tmp_path / "run" / "summary.json").is_file()
+
+    # what only the ranks can find: one line, who has failed, and no launcher's stack
+    failed = run_train(
+        tmp_path, "--job.dump_folder", "run", "--checkpoint.load_step=7", CONFIG_FILE="tiny.toml"
+    )
+    assert failed.returncode == 1
+    line = f"{tmp_path}/run/checkpoint: step-7 does not exist; complete steps: 2"
+    assert f"error: {line}" in failed.stderr.splitlines()
+    assert "Root Cause" in failed.stderr
+    assert "Traceback" not in failed.stderr
