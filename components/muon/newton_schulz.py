@@ -12,17 +12,17 @@ lost in forming R is lost to the end: a restart forms it anew from Q X, which by
 conditioned than X was.
 """
 
-from typing import Literal
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from titan_motif.components.muon.coefficients import Coefficients
+from titan_motif.components.muon.coefficients import GRAM_RESTARTS, Coefficients, Method
+from titan_motif.kernels import Implementation, symmetric_product
 
-Method = Literal["direct", "gram"]
+SymmetricProduct = Callable[..., Tensor]
 
-GRAM_RESTARTS: tuple[int, ...] = (2,)
-"""Steps before which the Gram form begins anew."""
 LEAST_NORM = 1e-30
 """What a smaller Frobenius norm counts as: a matrix of zeros stays one."""
 
@@ -33,6 +33,7 @@ def orthogonalize(
     method: Method = "direct",
     dtype: torch.dtype | None = torch.bfloat16,
     restarts: tuple[int, ...] = GRAM_RESTARTS,
+    implementation: Implementation = "auto",
 ) -> Tensor:
     """Return the nearest thing to a semi-orthogonal matrix that the steps reach.
 
@@ -42,6 +43,7 @@ def orthogonalize(
     Args:
         dtype:    of the products; None keeps the input's
         restarts: of the Gram form: the steps, counted from 0, before which it begins anew
+        implementation: of the symmetric products (titan_motif.kernels)
     Raises:   ValueError if the input is no matrix, or the method has another name
     """
     if matrices.ndim < 2:
@@ -52,33 +54,39 @@ def orthogonalize(
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     norm = torch.linalg.matrix_norm(wide, keepdim=True)
     x = (wide / norm.clamp_min(LEAST_NORM)).to(dtype or matrices.dtype)
+    product = partial(symmetric_product, implementation=implementation)
     if method == "direct":
-        x = _direct(x, coefficients)
+        x = _direct(x, coefficients, product)
     elif method == "gram":
-        x = _gram(x, coefficients, restarts)
+        x = _gram(x, coefficients, restarts, product)
     else:
         raise ValueError(f"method {method!r}; 'direct' or 'gram' is needed")
     x = x.to(matrices.dtype)
     return x.mT if is_tall else x
 
 
-def _direct(x: Tensor, coefficients: Coefficients) -> Tensor:
+def _direct(x: Tensor, coefficients: Coefficients, symmetric_product: SymmetricProduct) -> Tensor:
     for a, b, c in coefficients:
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * (gram @ gram)) @ x
+        gram = symmetric_product(x)
+        # a X apart: in 16 bits a I would drown the rest of the polynomial on the diagonal.
+        x = a * x + symmetric_product(gram, addend=gram, alpha=c, beta=b) @ x
     return x
 
 
-def _gram(x: Tensor, coefficients: Coefficients, restarts: tuple[int, ...]) -> Tensor:
+def _gram(
+    x: Tensor,
+    coefficients: Coefficients,
+    restarts: tuple[int, ...],
+    symmetric_product: SymmetricProduct,
+) -> Tensor:
     q = None  # the identity, before the first step and after a restart
-    r = x @ x.mT
+    r = symmetric_product(x)
     for step, (a, b, c) in enumerate(coefficients):
         if q is not None and step in restarts:
             x, q = q @ x, None
-            r = x @ x.mT
-        p = b * r + c * (r @ r)
-        p.diagonal(dim1=-2, dim2=-1).add_(a)
-        q = p if q is None else p @ q
+            r = symmetric_product(x)
+        p = symmetric_product(r, addend=r, alpha=c, beta=b, gamma=a)
+        q = p if q is None else symmetric_product(p, q)
         if step + 1 < len(coefficients) and step + 1 not in restarts:
-            r = p @ r @ p
+            r = symmetric_product(symmetric_product(p, r), p)
     return x if q is None else q @ x

@@ -3,7 +3,7 @@
 import heapq
 from collections.abc import Sequence
 
-from titan_motif.components.muon.newton_schulz import GRAM_RESTARTS, Method
+from titan_motif.components.muon.coefficients import GRAM_RESTARTS, Method
 
 
 def newton_schulz_flops(

@@ -13,8 +13,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_kernels_in_the_interpreter():
-    folders = ["tests/unit/kernels", "tests/distributed/test_operators.py"]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *folders]
+    tests = ["tests/unit/kernels", "tests/distributed/test_operators.py"]
+    tests += ["tests/unit/components/test_newton_schulz.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
     environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
     finished = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280

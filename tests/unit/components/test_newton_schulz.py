@@ -6,6 +6,7 @@ import torch
 import titan_motif.device  # noqa: F401
 from titan_motif.components.muon import named_coefficients, orthogonalize
 from titan_motif.components.muon.coefficients import NAMES, polar_express
+from titan_motif.kernels.launch import IS_INTERPRETED
 
 SHAPES = [(1, 1), (1, 7), (7, 1), (5, 12), (12, 5), (33, 33), (3, 8, 20), (2, 2, 20, 8)]
 
@@ -90,7 +91,8 @@ def test_half_precision_stays_near_the_exact_iteration(method: str):
     coefficients = named_coefficients("motif")
     matrices = draw(64, 256, dtype=torch.float32)
     exact = expected(matrices, coefficients)
-    found = orthogonalize(matrices, coefficients, method)
+    # Not by the interpreter, which cannot multiply bfloat16.
+    found = orthogonalize(matrices, coefficients, method, implementation="torch")
     assert found.dtype == torch.float32
     assert distance(found, exact) < 0.05
     largest = torch.linalg.matrix_norm(found.double(), ord=2)
@@ -103,6 +105,18 @@ def test_the_scale_of_the_input_does_not_matter_and_zeros_stay(method: str):
     found = orthogonalize(1e4 * matrices, coefficients, method, dtype=None)
     assert distance(found, orthogonalize(matrices, coefficients, method, dtype=None)) < 1e-9
     assert not orthogonalize(torch.zeros(4, 6), coefficients, method).any()
+
+
+@pytest.mark.parametrize("method", ["direct", "gram"])
+@pytest.mark.parametrize("shape", [(5, 12), (150, 40), (2, 33, 70)], ids=str)
+def test_kernels_apply_the_polynomials_too(shape, method: str):
+    if not (torch.cuda.is_available() or IS_INTERPRETED):
+        pytest.skip("needs a CUDA device, or TRITON_INTERPRET=1")
+    device = "cpu" if IS_INTERPRETED else "cuda"
+    matrices, coefficients = draw(*shape, dtype=torch.float32), named_coefficients("motif")
+    options = {"dtype": torch.float32, "implementation": "triton"}
+    found = orthogonalize(matrices.to(device), coefficients, method, **options)
+    assert distance(found.cpu(), expected(matrices, coefficients)) < 1e-4
 
 
 def test_the_input_is_not_touched():
