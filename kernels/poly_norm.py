@@ -203,10 +203,12 @@ def _backward_kernel(
 # ---- launchers
 
 
-# Elements a thread, registers and stages are what was fastest, or within 3% of it, at 5120 to 16384
-# columns of bfloat16 on an H200 (torch 2.11, triton 3.6; fractions of a device copy's bandwidth at
-# 16384 x 16384: forward 0.97, with up 1.02, backward 0.96, with up 0.94). Backward, a program for
-# each tile reached 0.84 at most, since nothing is loaded while a row's sums are under way.
+# Elements a thread, registers and stages were chosen over 5120 to 16384 columns of bfloat16 on an
+# H200 (torch 2.11, triton 3.6; fractions of a device copy's bandwidth at 16384 x 16384: forward
+# 0.97, with up 1.02, backward 0.96, with up 0.94). Backward without up, a program for each tile
+# stayed at 0.84, since nothing is loaded while a row's sums are under way. With up that form
+# reached 1.01 at 8192 and 16384 columns in a probe, but 0.94 at 13824 and 0.89 at 5120, where the
+# walk had 0.95 and 0.93.
 
 
 def forward_tiling(x: Tensor, has_up: bool = False) -> Tiling:

@@ -25,13 +25,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = _command(arguments)
     if name is None:
         words = [argument for argument in arguments if argument not in ("-h", "--help")]
-        is_asked = words != arguments or not arguments
-        begun = " ".join(words)
-        if is_asked and any(f"{name} ".startswith(f"{begun} ".lstrip()) for name in COMMANDS):
-            print(_usage(begun))
+        begun_so = [name for name in COMMANDS if f"{name} ".startswith(" ".join([*words, ""]))]
+        if begun_so and (words != arguments or not arguments):
+            print(_usage(begun_so))
             return 0
         known = ", ".join(COMMANDS)
-        print(f"error: no command {begun!r}; one of {known} is needed", file=sys.stderr)
+        print(f"error: no command {' '.join(words)!r}; one of {known} is needed", file=sys.stderr)
         return 2
     module = importlib.import_module(COMMANDS[name][0])
     rest = arguments[len(name.split()) :]
@@ -53,10 +52,8 @@ def _command(arguments: list[str]) -> str | None:
     return next((name for name in COMMANDS if words.startswith(name + " ")), None)
 
 
-def _usage(begun: str) -> str:
-    """Return the commands that begin so, a line each."""
-    commands = {name: what for name, (_, what) in COMMANDS.items() if name.startswith(begun)}
-    lines = [f"  {name:<18} {what}" for name, what in commands.items()]
+def _usage(names: Sequence[str]) -> str:
+    lines = [f"  {name:<18} {COMMANDS[name][1]}" for name in names]
     return "\n".join(
         [
             "usage: titan-motif COMMAND [options]; COMMAND --help lists a command's options",

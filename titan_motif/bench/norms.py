@@ -84,20 +84,17 @@ class NormOptions:
     """Write the figures to this file."""
 
 
-def compare(
-    subjects: Sequence[Subject], options: NormOptions, width: int, num_tokens: int
-) -> list[Measurement]:
+def compare(subjects: Sequence[Subject], options: NormOptions, gpu_shape: tuple[int, int]) -> None:
     """Measure, print the table, and write it to a file if one is named.
 
     Args:
-        width, num_tokens: what is measured on a GPU where the options name none
+        gpu_shape: the (tokens, width) that are measured on a GPU where the options name none
     """
-    on_gpu = torch.cuda.is_available()
-    widths = options.widths or (width if on_gpu else 512,)
-    tokens = options.tokens or (num_tokens if on_gpu else 64,)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    default_tokens, default_width = gpu_shape if device == "cuda" else (64, 512)
+    widths, tokens = options.widths or (default_width,), options.tokens or (default_tokens,)
     _check(widths, tokens, options.json)
     dtype, json_file = options.dtype, options.json
-    device = "cuda" if on_gpu else "cpu"
     copy = copy_gb_per_second(device)
     cases = [(s, w, t) for s in subjects for w in widths for t in tokens]
     console = Console(stderr=True)
@@ -115,7 +112,6 @@ def compare(
         content = {"device": name, "torch": torch.__version__, "dtype": dtype}
         content |= {"copy_gb_per_second": copy, "results": [asdict(line) for line in found]}
         json_file.write_text(json.dumps(content, indent=1) + "\n")
-    return found
 
 
 def _check(widths: Sequence[int], tokens: Sequence[int], json_file: Path | None) -> None:

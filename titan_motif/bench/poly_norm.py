@@ -19,7 +19,7 @@ class Options(NormOptions):
 
 
 def main(options: Options) -> None:
-    compare(SUBJECTS, options, width=16384, num_tokens=16384)
+    compare(SUBJECTS, options, gpu_shape=(16384, 16384))
 
 
 def _plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

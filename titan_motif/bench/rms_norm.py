@@ -19,7 +19,7 @@ class Options(NormOptions):
 
 
 def main(options: Options) -> None:
-    compare(SUBJECTS, options, width=4096, num_tokens=65536)
+    compare(SUBJECTS, options, gpu_shape=(65536, 4096))
 
 
 def _plain_rms_norm(x: Tensor, weight: Tensor) -> Tensor:
