@@ -7,11 +7,12 @@ entry, `job.custom_config_module = "titan_motif.config"` merges this module's Jo
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torchtitan.config.job_config as torchtitan_config
 
+from titan_motif.components.lr_schedule import DecayType
 from titan_motif.kernels import Implementation, default_implementation
 
 
@@ -89,6 +90,27 @@ class Training(torchtitan_config.Training):
 
 
 @dataclass
+class LRScheduler(torchtitan_config.LRScheduler):
+    """The learning rate over the tokens seen: linear warm-up, a stable part, decay.
+
+    A step stands for the tokens of this job's step, training.global_batch_size x training.seq_len,
+    and the schedule is total_steps (or training.steps) of them long.
+    """
+
+    warmup_tokens: int = -1
+    """Tokens of the warm-up; -1 is warmup_steps."""
+    decay_tokens: int = -1
+    """Tokens of the decay at the end; -1 is decay_ratio of the steps."""
+    decay_type: DecayType = "linear"
+    """
+    Shape of the decay: 'linear', 'cosine' (half a period), 'sqrt' (1 - sqrt of the part that is
+    over), 'inverse_sqrt' (1 / sqrt of tokens, from 1 to min_lr_factor).
+    """
+    step_tokens: ClassVar[int] = 0
+    """No setting: the tokens of a step as `resolve` finds them, for whoever gets this section."""
+
+
+@dataclass
 class Metrics(torchtitan_config.Metrics):
     """What a run reports."""
 
@@ -155,6 +177,7 @@ class JobConfig(torchtitan_config.JobConfig):
 
     model: Model = field(default_factory=Model)
     training: Training = field(default_factory=Training)
+    lr_scheduler: LRScheduler = field(default_factory=LRScheduler)
     metrics: Metrics = field(default_factory=Metrics)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     activation_checkpoint: ActivationCheckpoint = field(default_factory=ActivationCheckpoint)
@@ -178,10 +201,13 @@ def resolve(config: torchtitan_config.JobConfig, world_size: int | None = None) 
     if training.mixed_precision_param == "auto":
         on_cpu = torch.accelerator.current_accelerator() is None
         training.mixed_precision_param = "float32" if on_cpu else "bfloat16"
-    if training.local_batch_size == -1 and world_size is not None:
+    if world_size is not None:
+        size = training.global_batch_size
         ranks = world_size // max(config.parallelism.tensor_parallel_degree, 1)
-        if ranks and training.global_batch_size > 0 and training.global_batch_size % ranks == 0:
-            training.local_batch_size = training.global_batch_size // ranks
+        if training.local_batch_size == -1 and ranks and size > 0 and size % ranks == 0:
+            training.local_batch_size = size // ranks
+        sequences = size if size > 0 else training.local_batch_size * ranks
+        config.lr_scheduler.step_tokens = sequences * training.seq_len
 
 
 def all_keys(section: type = JobConfig, prefix: str = "") -> Iterator[str]:

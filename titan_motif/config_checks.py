@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from titan_motif.components.curriculum.loader import PackedTokens
-from titan_motif.config import JobConfig, value_of
+from titan_motif.config import JobConfig, LRScheduler, value_of
 from titan_motif.config_refusals import check_served
 from titan_motif.layout import Finding, check_layout
 from titan_motif.model.args import FLAVORS, Motif2ModelArgs
@@ -28,6 +28,8 @@ _AT_LEAST = {
     "validation.seq_len": 1,
     "validation.freq": 1,
     "lr_scheduler.warmup_steps": 0,
+    "lr_scheduler.warmup_tokens": -1,
+    "lr_scheduler.decay_tokens": -1,
     "summary.sample_tokens": 0,
     "comm.init_timeout_seconds": 1,
     "comm.train_timeout_seconds": 1,
@@ -162,6 +164,20 @@ def _schedule(config: JobConfig) -> Iterator[Finding]:
         yield "lr_scheduler.total_steps", f"is {total}; at least training.steps, {steps}, is needed"
     if scheduler.decay_ratio is not None and not 0 <= scheduler.decay_ratio <= 1:
         yield "lr_scheduler.decay_ratio", f"is {scheduler.decay_ratio}; 0.0 to 1.0 is allowed"
+    for key, other in (("warmup_tokens", "warmup_steps"), ("decay_tokens", "decay_ratio")):
+        tokens, value = getattr(scheduler, key), getattr(scheduler, other)
+        unset = getattr(LRScheduler(), other)
+        if tokens != -1 and value != unset:
+            yield (
+                f"lr_scheduler.{key}",
+                f"is {tokens} and {other} is {value}; one of them is allowed: {key} = -1 or "
+                f"{other} = {str(unset).lower()} leaves it to the other",
+            )
+    if scheduler.decay_type == "inverse_sqrt" and scheduler.min_lr_factor == 0:
+        yield (
+            "lr_scheduler.min_lr_factor",
+            "is 0.0; more than 0 is needed where decay_type is 'inverse_sqrt'",
+        )
 
 
 def _files(config: JobConfig) -> Iterator[Finding]:

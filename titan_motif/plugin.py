@@ -9,20 +9,21 @@ import titan_motif.device  # noqa: F401  (before anything of torchtitan)
 
 # isort: split
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import torch
 from torchtitan.components.loss import build_cross_entropy_loss
-from torchtitan.components.lr_scheduler import build_lr_schedulers
-from torchtitan.components.optimizer import build_optimizers
+from torchtitan.components.optimizer import OptimizersContainer, build_optimizers
 from torchtitan.components.tokenizer import HuggingFaceTokenizer, build_hf_tokenizer
 from torchtitan.config import JobConfig
 from torchtitan.protocols.train_spec import TrainSpec, register_train_spec
+from torchtitan.tools.logging import logger
 
 from titan_motif.components.curriculum.loader import StatefulTokenLoader, build_loader
+from titan_motif.components.lr_schedule import TokenScheduler, build_schedule
 from titan_motif.components.metrics import build_metrics
 from titan_motif.components.validation import build_validator
-from titan_motif.config import resolve
+from titan_motif.config import LRScheduler, resolve
 from titan_motif.model import FLAVORS, Motif2Model, Motif2ModelArgs, Motif2StateDictAdapter
 from titan_motif.parallelize import parallelize
 
@@ -62,6 +63,19 @@ def build_dataloader(
         pin_memory=training.dataloader.pin_memory,
         prefetch_factor=training.dataloader.prefetch_factor,
     )
+
+
+def build_lr_schedulers(
+    optimizers: OptimizersContainer, lr_scheduler_config: LRScheduler, training_steps: int
+) -> TokenScheduler:
+    """Build the learning rates over tokens; `resolve` has left the tokens of a step there."""
+    step_tokens = lr_scheduler_config.step_tokens
+    assert step_tokens > 0
+    schedule = build_schedule(
+        training_steps=training_steps, step_tokens=step_tokens, **asdict(lr_scheduler_config)
+    )
+    logger.info(f"learning rate: {schedule}")
+    return TokenScheduler(optimizers, schedule, step_tokens)
 
 
 def get_train_spec() -> TrainSpec:

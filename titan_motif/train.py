@@ -70,6 +70,7 @@ class MotifTrainer(torchtitan.train.Trainer):
         return super().batch_generator(data_iterable)
 
     def train_step(self, data_iterator) -> None:
+        self.lr_schedulers.begin_step(self.step_tokens)
         super().train_step(data_iterator)
         # torchtitan shortens the time-out after step 1, which a resumed run never does.
         if self.step == self.first_step != 1:
@@ -89,6 +90,13 @@ class MotifTrainer(torchtitan.train.Trainer):
     def tokens_seen(self) -> int:
         """Tokens of all ranks since the beginning of the run; torchtitan counts a rank's own."""
         return self.ntokens_seen * self.batch_degree
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens that all ranks take together in the step that is due."""
+        training = self.job_config.training
+        micro_batches = self.batch_degree * self.gradient_accumulation_steps
+        return micro_batches * training.local_batch_size * training.seq_len
 
     def train(self) -> None:
         super().train()

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -197,6 +198,27 @@ def test_an_asynchronous_run_resumes_on_another_number_of_ranks(
     assert summaries[1]["validation_loss"] == pytest.approx(
         summaries[0]["validation_loss"], rel=1e-5
     )
+
+
+def test_the_learning_rate_follows_the_tokens_through_another_batch(
+    rank_pool, arguments, tmp_path: Path
+):
+    """Also through another number of ranks, and to the peak that is asked for then."""
+    arguments += ["--lr_scheduler.warmup_steps", "200", "--lr_scheduler.warmup_tokens", "1000"]
+    arguments += ["--lr_scheduler.decay_ratio", "none", "--lr_scheduler.decay_tokens", "2000"]
+    arguments += ["--lr_scheduler.decay_type=inverse_sqrt", "--lr_scheduler.min_lr_factor=0.1"]
+    arguments += ["--summary.enable=false", "--validation.enable=false", "--optimizer.lr=0.01"]
+    rank_pool.run(run, 2, arguments, str(ROOT), 10)
+    arguments += ["--training.global_batch_size", "3", "--training.steps", "40"]
+    (log, *_) = rank_pool.run(run, 3, [*arguments, "--optimizer.lr=0.02"], str(ROOT), 13)
+    expected = "warm-up over 1,000 tokens, inverse_sqrt decay from 1,840 to 3,840, to 0.1 of it"
+    assert f"learning rate: {expected}" in log
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    found = [entry["lr"] for entry in map(json.loads, lines)]
+    before = [0.01 * min(192 * step / 1000, 1) for step in range(1, 11)]
+    seen = [1920, 1920 + 96, 1920 + 2 * 96]
+    after = [0.02 * 0.1 / math.sqrt(0.01 + 0.99 * (tokens - 1840) / 2000) for tokens in seen]
+    assert found == pytest.approx([*before, *after], rel=1e-12)
 
 
 def assert_refused(answers, code: int, *parts: str) -> None:

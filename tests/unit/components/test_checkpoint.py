@@ -22,6 +22,7 @@ from titan_motif.components.checkpoint import (
     incomplete_reason,
     saved_steps,
 )
+from titan_motif.components.lr_schedule import TokenScheduler, WarmupStableDecay
 
 
 class TrainState:
@@ -132,6 +133,18 @@ def test_a_resumed_job_is_the_one_that_was_saved(job: Callable[..., Job]):
     assert resumed.manager.resumed_from == 20
     assert resumed.everything() == saved.everything()
     assert resumed.train(25).everything() == saved.train(25).everything()
+
+
+def test_another_kind_of_schedule_is_refused_in_one_line(job: Callable[..., Job]):
+    """Checkpoints of before the schedule counted tokens hold the state of torchtitan's."""
+    job().train(10)
+    resumed = job()
+    schedule = TokenScheduler(resumed.optimizers, WarmupStableDecay(0, 0, 100), 1)
+    resumed.manager.states["lr_scheduler"] = schedule
+    expected = r"step-10 failed to load \(.*Missing key .*lr_scheduler.tokens_seen.*\)"
+    with pytest.raises(CheckpointError, match=expected) as raised:
+        resumed.manager.load()
+    assert "\n" not in str(raised.value)
 
 
 def drop_metadata(step: Path):

@@ -8,6 +8,7 @@ import torch
 
 import titan_motif.device  # noqa: F401
 from titan_motif import check_config
+from titan_motif.config import all_keys
 from titan_motif.config_checks import model_args
 from titan_motif.config_loading import ConfigError, load_config
 from titan_motif.model import Motif2Model
@@ -102,6 +103,27 @@ BAD_FILES = {
         "[training.dataloader]\nprefetch_factor = 2",
         "prefetch_factor is 2 with 0 workers",
         "at least 1 of each",
+    ),
+    "warm-up twice": (
+        "[lr_scheduler]\nwarmup_steps = 30\nwarmup_tokens = 5000",
+        "lr_scheduler.warmup_tokens is 5000 and warmup_steps is 30; one of them is allowed",
+        "warmup_tokens = -1 or warmup_steps = 200 leaves",
+    ),
+    "decay twice": (
+        "[lr_scheduler]\ndecay_ratio = 0.5\ndecay_tokens = 0",
+        "lr_scheduler.decay_tokens is 0 and decay_ratio is 0.5; one of them is allowed",
+        "decay_tokens = -1 or decay_ratio = none leaves",
+    ),
+    "negative tokens": ("[lr_scheduler]\ndecay_tokens = -2", "decay_tokens is -2", "at least -1"),
+    "inverse square root of nothing": (
+        '[lr_scheduler]\ndecay_type = "inverse_sqrt"',
+        "lr_scheduler.min_lr_factor is 0.0",
+        "more than 0 is needed where decay_type is 'inverse_sqrt'",
+    ),
+    "unknown decay": (
+        '[lr_scheduler]\ndecay_type = "inverse"',
+        "decay_type is 'inverse'",
+        "'linear', 'cosine', 'sqrt', 'inverse_sqrt'",
     ),
     "missing data": (
         '[training]\ndataset = "prepared"\ndataset_path = "/nowhere"',
@@ -269,6 +291,21 @@ def test_an_integer_serves_where_a_number_is_needed():
     config = load_config(["--job.config_file", DEBUG, "--optimizer.lr", "1"])
     assert config.optimizer.lr == 1.0
     assert type(config.optimizer.lr) is float
+
+
+@pytest.mark.parametrize(
+    ("arguments", "tokens"),
+    [
+        ([], 8 * 128),
+        (["--training.global_batch_size", "24"], 24 * 128),
+        (["--training.global_batch_size=-1", "--training.local_batch_size", "3"], 12 * 128),
+        (["--parallelism.tensor_parallel_degree", "2"], 8 * 128),
+    ],
+)
+def test_the_schedule_knows_the_tokens_of_a_step(arguments: list[str], tokens: int):
+    config = load_config(["--job.config_file", DEBUG, *arguments], world_size=4)
+    assert config.lr_scheduler.step_tokens == tokens
+    assert "lr_scheduler.step_tokens" not in all_keys()
 
 
 def test_the_tokenizer_is_the_datas_own_unless_another_is_named(tmp_path: Path):

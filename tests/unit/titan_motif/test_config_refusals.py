@@ -27,7 +27,8 @@ SERVED = {
     "model.args": "dim n_layers n_heads n_kv_heads head_dim hidden_dim grouped_ratio vocab_size "
     "max_seq_len rope_theta",
     "optimizer": "name lr beta1 beta2 eps weight_decay implementation",
-    "lr_scheduler": "warmup_steps total_steps decay_ratio decay_type min_lr_factor",
+    "lr_scheduler": "warmup_steps warmup_tokens total_steps decay_ratio decay_tokens decay_type "
+    "min_lr_factor",
     "training": "dataset dataset_path builtin_vocab_size local_batch_size global_batch_size "
     "seq_len max_norm steps enable_cpu_offload dtype mixed_precision_param "
     "mixed_precision_reduce gc_freq gc_debug",
