@@ -2,28 +2,41 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.placement_types import Placement, _StridedShard
 
+from titan_motif.components.muon.plan import Matrix, Region
 
-class Region(NamedTuple):
-    """A rectangle of a matrix: rows and columns, each from one index to before another."""
 
-    row_begin: int
-    row_end: int
-    column_begin: int
-    column_end: int
+@dataclass(frozen=True)
+class Family:
+    """Parameters on one mesh, and so exchanged together."""
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.row_end - self.row_begin, self.column_end - self.column_begin
+    parameters: tuple[Tensor, ...]
+    matrices: tuple[Matrix, ...]
+    replicas: tuple[tuple[int, ...], ...]
+    """Ranks, by replica: between them those of one hold every matrix."""
 
-    def of(self, matrix: Tensor) -> Tensor:
-        """Return this region's view of a whole matrix."""
-        return matrix[self.row_begin : self.row_end, self.column_begin : self.column_end]
+
+def families_of(parameters: Sequence[Tensor], rank: int) -> list[Family]:
+    """Sort matrices by the mesh they lie on; plain tensors are this rank's own."""
+    members: dict[object, list[Tensor]] = {}
+    for parameter in parameters:
+        mesh = parameter.device_mesh if isinstance(parameter, DTensor) else None
+        members.setdefault(mesh, []).append(parameter)
+    families = []
+    for mesh, found in members.items():
+        if mesh is None:
+            regions = [{rank: Region(0, p.shape[0], 0, p.shape[1])} for p in found]
+            replicas = [[rank]]
+        else:
+            regions, replicas = [regions_of(p) for p in found], replicas_of(found)
+        matrices = [Matrix(*p.shape, of) for p, of in zip(found, regions, strict=True)]
+        families.append(Family(tuple(found), tuple(matrices), tuple(map(tuple, replicas))))
+    return families
 
 
 def regions_of(parameter: Tensor) -> dict[int, Region]:
@@ -80,3 +93,22 @@ def _chunk(begin: int, end: int, index: int, count: int) -> tuple[int, int]:
     size = -(-(end - begin) // count)
     first = min(begin + index * size, end)
     return first, min(first + size, end)
+
+
+def replicas_of(parameters: Sequence[DTensor]) -> list[list[int]]:
+    """Return the ranks of each replica of parameters on one mesh: between them they hold it all.
+
+    Replicas lie along the axes of the mesh on which no parameter is cut.
+    """
+    mesh = parameters[0].device_mesh
+    cut = {
+        axis
+        for parameter in parameters
+        for axis, placement in enumerate(parameter.placements)
+        if not placement.is_replicate()
+    }
+    replicas: dict[tuple[int, ...], list[int]] = {}
+    for rank, coordinate in _coordinates(mesh.mesh):
+        key = tuple(c for axis, c in enumerate(coordinate) if axis not in cut)
+        replicas.setdefault(key, []).append(rank)
+    return list(replicas.values())

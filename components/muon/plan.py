@@ -1,9 +1,168 @@
 """Who orthogonalises which matrix: plain data, computed once, the same on every rank."""
 
+import hashlib
 import heapq
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from titan_motif.components.muon.coefficients import GRAM_RESTARTS, Method
+
+
+class Region(NamedTuple):
+    """A rectangle of a matrix: rows and columns, each from one index to before another."""
+
+    row_begin: int
+    row_end: int
+    column_begin: int
+    column_end: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.row_end - self.row_begin, self.column_end - self.column_begin
+
+    @property
+    def size(self) -> int:
+        rows, columns = self.shape
+        return rows * columns
+
+    def of(self, matrix: Any) -> Any:
+        """Return this region's view of a whole matrix."""
+        return matrix[self.row_begin : self.row_end, self.column_begin : self.column_end]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A parameter of Muon's, and which part of it each rank holds."""
+
+    rows: int
+    columns: int
+    regions: Mapping[int, Region]
+    """By rank; ranks of different replicas hold equal regions."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.rows, self.columns
+
+
+class Part(NamedTuple):
+    """What one rank sends to another of one matrix."""
+
+    matrix: int
+    region: Region
+
+
+Transfers = dict[tuple[int, int], list[Part]]
+"""By (sender, receiver), in the order of the chunk; a rank's own parts are among them."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Who orthogonalises what among the ranks that exchange with each other, and in which order.
+
+    A matrix has one owner, or several, each of which repeats the work: every rank in the report's
+    Distributed Muon. An owner gathers a matrix from the ranks of its own replica, and serves every
+    rank that is no owner itself.
+    """
+
+    matrices: tuple[Matrix, ...]
+    replicas: tuple[tuple[int, ...], ...]
+    """Ranks that exchange, by replica: those of one hold every matrix between them."""
+    owners: tuple[tuple[int, ...], ...]
+    """Of each matrix, the ranks that orthogonalise it."""
+    chunks: tuple[tuple[int, ...], ...]
+    """Matrices that are exchanged together, the most expensive first."""
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """All ranks that exchange, ascending, as a process group orders them."""
+        return tuple(sorted(rank for replica in self.replicas for rank in replica))
+
+    @property
+    def everyone_owns(self) -> bool:
+        """Whether every rank owns every matrix, so that no result has to travel."""
+        return all(owners == self.ranks for owners in self.owners)
+
+    def gathers(self, chunk: Sequence[int]) -> Transfers:
+        """Return what is sent to owners."""
+        found: Transfers = defaultdict(list)
+        for matrix, owner, replica in self._owned(chunk):
+            holders = defaultdict(list)
+            for rank in replica:
+                holders[self.matrices[matrix].regions[rank]].append(rank)
+            for region, ranks in holders.items():
+                if region.size:
+                    sender = owner if owner in ranks else ranks[matrix % len(ranks)]
+                    found[sender, owner].append(Part(matrix, region))
+        return found
+
+    def scatters(self, chunk: Sequence[int]) -> Transfers:
+        """Return what owners send back."""
+        found: Transfers = defaultdict(list)
+        for matrix in chunk:
+            owners = self.owners[matrix]
+            for rank in self.ranks:
+                region = self.matrices[matrix].regions[rank]
+                if region.size:
+                    found[rank if rank in owners else owners[0], rank].append(Part(matrix, region))
+        return found
+
+    def _owned(self, chunk: Sequence[int]) -> Iterator[tuple[int, int, tuple[int, ...]]]:
+        for matrix in chunk:
+            for owner in self.owners[matrix]:
+                yield matrix, owner, next(r for r in self.replicas if owner in r)
+
+    def digest(self) -> str:
+        """Return a hash by which ranks see whether they have the same plan."""
+        shapes = [(m.shape, sorted(m.regions.items())) for m in self.matrices]
+        content = (shapes, self.replicas, self.owners, self.chunks)
+        return hashlib.sha256(repr(content).encode()).hexdigest()
+
+
+def make_plan(
+    matrices: Sequence[Matrix],
+    replicas: Sequence[Sequence[int]],
+    costs: Sequence[int],
+    chunk_size: int | None = None,
+    everyone_owns: bool = False,
+) -> Plan:
+    """Return the plan of the ranks that exchange with each other.
+
+    Args:
+        replicas:      those ranks, by replica
+        costs:         of each matrix, in any unit
+        chunk_size:    matrices in a chunk; None means four for each rank, as in the report
+        everyone_owns: every rank gathers everything and repeats the work (Distributed Muon)
+    Raises: ValueError for a chunk size below one
+    """
+    ranks = sorted(rank for replica in replicas for rank in replica)
+    chunk_size = 4 * len(ranks) if chunk_size is None else chunk_size
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size is {chunk_size}; at least 1 is needed")
+    by_cost = sorted(range(len(matrices)), key=lambda i: (-costs[i], matrices[i].shape, i))
+    if everyone_owns:
+        owners, order = [tuple(ranks)] * len(matrices), by_cost
+    else:
+        owner_of = [ranks[owner] for owner in assign_owners(costs, len(ranks))]
+        owners = [(owner,) for owner in owner_of]
+        order = _by_turns(by_cost, owner_of)
+    starts = range(0, len(order), chunk_size)
+    chunks = tuple(tuple(order[start : start + chunk_size]) for start in starts)
+    return Plan(tuple(matrices), tuple(map(tuple, replicas)), tuple(owners), chunks)
+
+
+def _by_turns(matrices: Sequence[int], owner_of: Sequence[int]) -> list[int]:
+    """Order matrices such that each owner's first come first, then each owner's second, ...
+
+    So every owner has work in every chunk, and of a chunk about as much as the others.
+    """
+    turn = dict.fromkeys(owner_of, 0)
+    turns: list[tuple[int, int]] = []
+    for matrix in matrices:
+        turns.append((turn[owner_of[matrix]], matrix))
+        turn[owner_of[matrix]] += 1
+    return [matrix for _, matrix in sorted(turns, key=lambda entry: entry[0])]
 
 
 def newton_schulz_flops(

@@ -1,0 +1,149 @@
+"""How long a plan takes, by its operations and bytes; how many replicas should share owners."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from titan_motif.components.muon.plan import Matrix, Plan, Transfers, make_plan
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What the hardware does in a second.
+
+    ASSUMPTION: H200 nodes of eight; 300 GB/s between two GPUs' all-to-alls in a node is two thirds
+    of NVLink's 450 GB/s each way, 50 GB/s a GPU between nodes is one 400 Gb/s port.
+    """
+
+    flops: float = 580e12
+    """Of Newton-Schulz, symmetric products counted as half: one H200 at this model's shapes."""
+    bytes_in_node: float = 300e9
+    bytes_between_nodes: float = 50e9
+    """Sent or received by one rank, the larger of both."""
+    ranks_per_node: int = 8
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the step of one exchange group costs its busiest ranks."""
+
+    total_ms: float
+    compute_ms: float
+    exchange_ms: float
+    """Both alone, as if nothing overlapped."""
+    flops_per_rank: int
+    """Of the rank that computes most."""
+    max_over_mean: float
+    """Of the operations that ranks do."""
+    bytes_per_rank: int
+    """Sent or received, both directions, by the rank that exchanges most."""
+    peak_exchange_bytes: int
+    """Buffers, assembled matrices and results of a chunk, of the rank that holds most."""
+
+
+def predict(plan: Plan, costs: Sequence[int], rates: Rates, element_bytes: int = 2) -> Prediction:
+    """Follow the schedule: while a chunk is computed, the next is gathered, the last scattered."""
+    compute, gather, scatter = [], [], []
+    work: dict[int, int] = dict.fromkeys(plan.ranks, 0)
+    moved: dict[int, int] = dict.fromkeys(plan.ranks, 0)
+    held = {kind: dict.fromkeys(plan.ranks, 0) for kind in ("gather", "scatter", "matrices")}
+    for chunk in plan.chunks:
+        here: dict[int, int] = defaultdict(int)
+        owned: dict[int, int] = defaultdict(int)
+        for matrix in chunk:
+            for owner in plan.owners[matrix]:
+                here[owner] += costs[matrix]
+                owned[owner] += plan.matrices[matrix].rows * plan.matrices[matrix].columns
+        for rank, flops in here.items():
+            work[rank] += flops
+            held["matrices"][rank] = max(held["matrices"][rank], 2 * owned[rank])
+        compute.append(max(here.values(), default=0) / rates.flops)
+        for kind, seconds, transfers in (
+            ("gather", gather, plan.gathers(chunk)),
+            ("scatter", scatter, plan.scatters(chunk)),
+        ):
+            seconds.append(_exchange_seconds(transfers, rates, element_bytes))
+            for rank, (sent, received, own) in _elements(transfers).items():
+                moved[rank] += max(sent, received)
+                held[kind][rank] = max(held[kind][rank], sent + received + 2 * own)
+    total = sum((gather[0], scatter[-1])) if plan.chunks else 0.0
+    for index, seconds in enumerate(compute):
+        following = gather[index + 1] if index + 1 < len(gather) else 0.0
+        total += max(seconds, following + (scatter[index - 1] if index else 0.0))
+    mean = sum(work.values()) / len(work)
+    peaks = (sum(held[kind][rank] for kind in held) for rank in plan.ranks)
+    return Prediction(
+        total_ms=1000 * total,
+        compute_ms=1000 * sum(compute),
+        exchange_ms=1000 * (sum(gather) + sum(scatter)),
+        flops_per_rank=max(work.values()),
+        max_over_mean=max(work.values()) / mean if mean else 1.0,
+        bytes_per_rank=element_bytes * max(moved.values()),
+        peak_exchange_bytes=element_bytes * max(peaks),
+    )
+
+
+def _elements(transfers: Transfers) -> dict[int, tuple[int, int, int]]:
+    """Return, by rank, the elements sent to others, received from others, and kept."""
+    sent: dict[int, int] = defaultdict(int)
+    received: dict[int, int] = defaultdict(int)
+    own: dict[int, int] = defaultdict(int)
+    for (sender, receiver), parts in transfers.items():
+        size = sum(part.region.size for part in parts)
+        if sender == receiver:
+            own[sender] += size
+        else:
+            sent[sender] += size
+            received[receiver] += size
+    return {rank: (sent[rank], received[rank], own[rank]) for rank in {*sent, *received, *own}}
+
+
+def _exchange_seconds(transfers: Transfers, rates: Rates, element_bytes: int) -> float:
+    """Return the seconds of the rank that takes longest."""
+    near: dict[tuple[int, str], int] = defaultdict(int)
+    far: dict[tuple[int, str], int] = defaultdict(int)
+    for (sender, receiver), parts in transfers.items():
+        if sender == receiver:
+            continue
+        is_near = sender // rates.ranks_per_node == receiver // rates.ranks_per_node
+        size = element_bytes * sum(part.region.size for part in parts)
+        for end in ((sender, "sent"), (receiver, "received")):
+            (near if is_near else far)[end] += size
+    slowest = max(near.values(), default=0) / rates.bytes_in_node
+    return max(slowest, max(far.values(), default=0) / rates.bytes_between_nodes)
+
+
+def groups_of_replicas(replicas: Sequence[Sequence[int]], scope: int) -> list[list[list[int]]]:
+    """Return the replicas in groups of `scope`, which share owners.
+
+    Raises: ValueError if that leaves some over
+    """
+    if scope < 1 or len(replicas) % scope:
+        allowed = ", ".join(map(str, scopes_of(len(replicas))))
+        raise ValueError(f"owner_scope is {scope}; one of {allowed} is needed")
+    starts = range(0, len(replicas), scope)
+    return [[list(r) for r in replicas[start : start + scope]] for start in starts]
+
+
+def scopes_of(num_replicas: int) -> list[int]:
+    """Return how many replicas may share owners: from each for itself to all together."""
+    return [scope for scope in range(1, num_replicas + 1) if num_replicas % scope == 0]
+
+
+def fastest_scope(
+    matrices: Sequence[Matrix],
+    replicas: Sequence[Sequence[int]],
+    costs: Sequence[int],
+    rates: Rates,
+    chunk_size: int | None = None,
+) -> int:
+    """Return how many replicas should share owners, by the predicted time; the fewest if equal.
+
+    Sharing spreads the work over more ranks, and sends every result to more of them.
+    """
+
+    def milliseconds(scope: int) -> float:
+        group = groups_of_replicas(replicas, scope)[0]  # all groups are alike
+        return predict(make_plan(matrices, group, costs, chunk_size), costs, rates).total_ms
+
+    return min(scopes_of(len(replicas)), key=milliseconds)
