@@ -11,6 +11,8 @@ stream is written and normalised in one pass. Nothing is kept but the input (the
 again. Floor, in transfers of the activation: 2 forward, 3 backward; with the addition 4 and 4.
 """
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -20,6 +22,7 @@ from titan_motif.kernels import reference
 from titan_motif.kernels.launch import (
     Implementation,
     Tiling,
+    can_use_ptx,
     check_rows,
     column_block,
     contiguous_like,
@@ -61,6 +64,41 @@ def _forward_kernel(
 
 
 @triton.jit
+def _forward_chunks_kernel(
+    x_ptr,  # (num_rows, width)
+    weight_ptr,  # (width,)
+    out_ptr,  # like x
+    eps,
+    WIDTH: tl.constexpr,  # known to the compiler: with loops over a number 130 us became 150
+    CHUNK: tl.constexpr,
+):
+    """A row a program, in chunks, read twice: the second time from the core's own cache."""
+    row = tl.program_id(0).to(tl.int64) * WIDTH
+    squares = tl.zeros([CHUNK], tl.float32)
+    for start in range(0, WIDTH, CHUNK):
+        columns = start + tl.arange(0, CHUNK)
+        mask = columns < WIDTH
+        x = tl.load(x_ptr + row + columns, mask, other=0.0, eviction_policy="evict_last")
+        squares += x.to(tl.float32) * x.to(tl.float32)
+    r = tl.rsqrt(tl.sum(squares) / WIDTH + eps)
+    for start in range(0, WIDTH, CHUNK):
+        columns = start + tl.arange(0, CHUNK)
+        mask = columns < WIDTH
+        x = tl.load(x_ptr + row + columns, mask, other=0.0, eviction_policy="evict_first")
+        weight = tl.load(weight_ptr + columns, mask, other=0.0, eviction_policy="evict_last")
+        y = x.to(tl.float32) * r * weight.to(tl.float32)
+        tl.store(out_ptr + row + columns, y.to(out_ptr.dtype.element_ty), mask)
+
+
+@triton.jit
+def _opaque(packed):
+    """Return values of 16 bits by a move that the compiler cannot see through."""
+    return tl.inline_asm_elementwise(
+        "mov.b32 $0, $1;", "=r,r", [packed], dtype=packed.dtype, is_pure=False, pack=2
+    )
+
+
+@triton.jit
 def _backward_kernel(
     dout_ptr,  # (num_rows, width)
     dsum_ptr,  # like dout
@@ -72,11 +110,14 @@ def _backward_kernel(
     width,
     eps,
     HAS_RESIDUAL: tl.constexpr,
+    IS_TIGHT: tl.constexpr,  # x and dout, of 16 bits, and the weight do not fit beside dw
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     STAGES: tl.constexpr,
 ):
     columns = tl.arange(0, COLUMNS)[None, :]
+    # Always 0, but not to the compiler, which would keep what it read once.
+    hidden_zero = tl.zeros([ROWS], tl.int32)
     weight = tl.load(weight_ptr + columns, columns < width, other=0.0).to(tl.float32)
     dweight = tl.zeros([ROWS, COLUMNS], tl.float32)
     num_tiles = tl.cdiv(num_rows, ROWS)
@@ -88,6 +129,11 @@ def _backward_kernel(
         g = tl.load(dout_ptr + offsets, mask, other=0.0)
         if HAS_RESIDUAL:
             dsum = tl.load(dsum_ptr + offsets, mask, other=0.0)
+        packed_x = x
+        packed_g = g
+        if IS_TIGHT:
+            again = tl.multiple_of(hidden_zero[:, None] * 16, [1, 16]) + columns
+            weight = tl.load(weight_ptr + again, columns < width, other=0.0).to(tl.float32)
         x = x.to(tl.float32)
         g = g.to(tl.float32)
         wg = g * weight
@@ -97,6 +143,14 @@ def _backward_kernel(
             square = tl.sum(x * x, axis=1)
             product = tl.sum(wg * x, axis=1)
         r = tl.rsqrt(square / width + eps)
+        if IS_TIGHT:
+            hidden_zero = (r < 0).to(tl.int32)
+            again = tl.multiple_of(hidden_zero[:, None] * 16, [1, 16]) + columns
+            if not HAS_RESIDUAL:  # with an addition x may stay: 2059 us for 2104 at 16384 columns
+                x = _opaque(packed_x).to(tl.float32)
+            g = _opaque(packed_g).to(tl.float32)
+            weight = tl.load(weight_ptr + again, columns < width, other=0.0).to(tl.float32)
+            wg = g * weight
         dweight += g * (x * r[:, None])
         # r x before r^2, and r times the sum before it too: no power of r alone leaves float32.
         dx = r[:, None] * (wg - (x * r[:, None]) * (r * product / width)[:, None])
@@ -111,19 +165,58 @@ def _backward_kernel(
 # ---- launchers
 
 
-# What was fastest, or within 3% of it, on an H200 (torch 2.11, triton 3.6), bfloat16. Fractions of
-# a device copy's bandwidth at 65,536 x 4096: forward 0.97, with the addition 0.96, backward 0.95
-# and 0.98; at 2M x 256: 1.00 and 0.98, 0.99 and 1.00.
+# What was fastest, or within 3% of it, on an H200 (torch 2.11, triton 3.6), bfloat16, microseconds
+# at 65,536 tokens. Fractions of a device copy's bandwidth at 4096 columns: forward 0.97, with the
+# addition 0.96, backward 0.95 and 0.99; at 2M x 256: 1.00 and 0.98, 0.99 and 1.00.
 
 
 def _forward_tiling(x: Tensor) -> Tiling:
     return Tiling.of(x, 32)
 
 
+class _Chunks(NamedTuple):
+    """How the forward pass without an addition cuts wide rows."""
+
+    size: int
+    num_warps: int
+
+    @classmethod
+    def of(cls, x: Tensor) -> "_Chunks | None":
+        """Return the chunks, None for rows that a tile holds better.
+
+        Columns (whole row in a tile / chunks of 2048, 8 warps / chunks of 8192, 16 warps):
+        5120 (382 / 318 / 361), 8192 (519 / 546 / 499), 13824 (1278 / 1063 / 850),
+        16384 (1381 / 1318 / 1036). At 2,048 tokens of 16384: 49.4 / 44.2 / 38.5.
+        """
+        width = x.shape[-1]
+        if width <= 4096:
+            return None
+        return cls(2048, 8) if width < 8192 else cls(8192, 16)
+
+
 def _backward_tiling(x: Tensor) -> Tiling:
-    if column_block(x) < 2048:  # a tile for a warp: no sum leaves it
+    columns = column_block(x)
+    if columns < 2048:  # a tile for a warp: no sum leaves it
         return Tiling.of(x, 32, min_warps=1, programs_per_core=8, stages=3)
-    return Tiling.of(x, 32, programs_per_core=2, stages=3)
+    if _is_tight(x):
+        # Nothing ahead: shared memory takes from the cache that serves the weight. At 16384 columns
+        # (1736 us) one row ahead, or two, spilled: 3,000 and 8,300.
+        return Tiling.of(x, 32, programs_per_core=1, max_registers=128)
+    if columns < 4096 or x.element_size() > 2:
+        return Tiling.of(x, 32, programs_per_core=2, stages=3)
+    # One program and three rows ahead, for two programs and two: at 5120 columns 493 us for 574, at
+    # 4096 403 for 403 and with the addition 511 for 522, at 8192 789 for 787.
+    return Tiling.of(x, 16, programs_per_core=1, stages=4)
+
+
+def _is_tight(x: Tensor) -> bool:
+    """Return whether rows of x (..., width) fill the registers of a multiprocessor.
+
+    x and the output's gradient then wait for their sums in 16 bits, and the weight is read again
+    when they are there: 128 registers hold 32 elements of all that, where 336 bytes were spilled.
+    At 16384 columns 1736 us for 8,313.
+    """
+    return can_use_ptx(x) and x.element_size() == 2 and column_block(x) >= 16384
 
 
 def _forward(
@@ -137,6 +230,19 @@ def _forward(
     if x.numel() == 0:
         return out, total
     x = x.contiguous()
+    chunks = _Chunks.of(x) if residual is None else None
+    if chunks is not None:
+        with torch.cuda.device_of(x):
+            _forward_chunks_kernel[(num_rows(x),)](
+                x,
+                weight.contiguous(),
+                out,
+                eps,
+                WIDTH=x.shape[-1],
+                CHUNK=chunks.size,
+                num_warps=chunks.num_warps,
+            )
+        return out, total
     tiling = _forward_tiling(x)
     with torch.cuda.device_of(x):
         _forward_kernel[tiling.grid(x)](
@@ -178,6 +284,7 @@ def _backward(
             x.shape[-1],
             eps,
             HAS_RESIDUAL=dsum is not None,
+            IS_TIGHT=_is_tight(x),
             **tiling.options(x, num_inputs=2 if dsum is None else 3),
         )
     # A grid of one size sums in one order: the same bits on every run.
