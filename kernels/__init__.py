@@ -4,7 +4,9 @@
 # folder ever be imported under that bare name, the attribute keeps the probe from raising.
 __version__ = "0.0.0"
 
+from titan_motif.kernels.cast_scaled import cast_scaled
 from titan_motif.kernels.launch import Implementation, default_implementation
+from titan_motif.kernels.momentum import advance_momentum, apply_update
 from titan_motif.kernels.poly_norm import poly_norm, poly_norm_mul
 from titan_motif.kernels.poly_norm_parts import poly_norm_mul_given_sums, poly_norm_power_sums
 from titan_motif.kernels.reference import attention, grouped_differential_attention
@@ -14,7 +16,10 @@ from titan_motif.kernels.symmetric_matmul import symmetric_product
 __all__ = [
     "Implementation",
     "add_rms_norm",
+    "advance_momentum",
+    "apply_update",
     "attention",
+    "cast_scaled",
     "default_implementation",
     "grouped_differential_attention",
     "poly_norm",

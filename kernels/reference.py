@@ -89,15 +89,39 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
 
 
 def symmetric_product(
-    a: Tensor, b: Tensor, addend: Tensor | None, alpha: float, beta: float, gamma: float
+    a: Tensor,
+    b: Tensor,
+    addend: Tensor | None,
+    second: Tensor | None,
+    alpha: float,
+    beta: float,
+    delta: float,
+    gamma: float,
 ) -> Tensor:
-    """Return alpha a b^T + beta addend + gamma I; a, b (..., m, k), addend (..., m, m)."""
-    out = alpha * (a @ b.mT)
-    if addend is not None:
-        out = out + beta * addend
+    """Return alpha a b^T + beta addend + delta second + gamma I.
+
+    Shapes: a, b (..., m, k); addend, second (..., m, m)
+    """
+    left, right = a.reshape(-1, *a.shape[-2:]), b.reshape(-1, *b.shape[-2:]).mT
+    square = (*a.shape[:-1], a.shape[-2])
+    if addend is None:
+        out = left @ right if alpha == 1 else alpha * (left @ right)
+    else:
+        flat = addend.reshape(-1, *addend.shape[-2:])
+        out = torch.baddbmm(flat, left, right, beta=beta, alpha=alpha)  # rounded once
+    out = out.view(square)
+    if second is not None:
+        out = out + delta * second
     if gamma:
         out = out + gamma * torch.eye(a.shape[-2], dtype=a.dtype, device=a.device)
     return out
+
+
+def cast_scaled(x: Tensor, scales: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Return each matrix of x (..., rows, columns) times its scale (..., 1, 1), cast to dtype."""
+    if scales is None:
+        return x.to(dtype)
+    return (x.to(torch.promote_types(x.dtype, scales.dtype)) * scales).to(dtype)
 
 
 def grouped_differential_attention(

@@ -11,8 +11,14 @@ from collections.abc import Sequence
 import tyro
 
 COMMANDS = {
+    "plan": ("titan_motif.plan", "Parallel Muon on N GPUs: loads, bytes, memory, time"),
     "bench poly-norm": ("titan_motif.bench.poly_norm", "PolyNorm beside torch.compile and Liger"),
+    "bench muon": ("titan_motif.bench.muon", "a step of Parallel beside Distributed Muon"),
     "bench rms-norm": ("titan_motif.bench.rms_norm", "RMSNorm beside torch.compile and Liger"),
+    "bench newton-schulz": (
+        "titan_motif.bench.newton_schulz",
+        "orthogonalising matrices beside torch.optim.Muon and Dion",
+    ),
 }
 """Name -> module, and what it is for."""
 

@@ -5,8 +5,9 @@ from typing import Literal
 
 import numpy as np
 
-Method = Literal["direct", "gram"]
-"""On the matrix, or on its Gram matrix (titan_motif.components.muon.newton_schulz)."""
+Method = Literal["auto", "direct", "gram"]
+"""On the matrix, or on its Gram matrix (titan_motif.components.muon.newton_schulz); 'auto' takes
+the faster one for a shape (titan_motif.components.muon.plan.choose_method)."""
 GRAM_RESTARTS: tuple[int, ...] = (2,)
 """Steps, counted from 0, before which the Gram form begins anew."""
 

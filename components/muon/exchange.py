@@ -110,17 +110,14 @@ class ShardedOrthogonalizer:
 
     def run(
         self,
-        begin: Callable[[Sequence[int]], None],
-        fill: Callable[[int, Tensor], None],
-        scale: Callable[[int], Tensor],
+        begin: Callable[[int, Tensor | None], None],
         apply: Callable[[int, Tensor], None],
     ) -> None:
         """Exchange and orthogonalise all chunks.
 
         Args:
-            begin: is told the matrices (by number) of a chunk before it is packed
-            fill:  writes this rank's part of a matrix into a buffer
-            scale: the factor, a tensor of one element, by which a matrix's result is multiplied
+            begin: is told each matrix (by number) before its chunk is sent, and writes this rank's
+                   part of it into the buffer it is given; None if another rank's copy is sent
             apply: takes this rank's part of a matrix's result; it is overwritten afterwards
         """
         gather = Buffers(self.gathers, self.dtype, self.device)
@@ -129,8 +126,16 @@ class ShardedOrthogonalizer:
         def start_gathering(chunk: int) -> dist.Work | None:
             if chunk == len(self.plan.chunks):
                 return None
-            begin(self.plan.chunks[chunk])
-            _fill(self.gathers[chunk].sent, gather.sent, fill)
+            parts = self.gathers[chunk].sent
+            first: dict[int, Tensor] = {}
+            copies = []
+            for part, view in zip(parts, views(gather.sent, parts), strict=True):
+                if first.setdefault(part.matrix, view) is not view:  # for a further owner
+                    copies.append((view, first[part.matrix]))
+            for matrix in self.plan.chunks[chunk]:
+                begin(matrix, first.get(matrix))
+            for view, source in copies:
+                view.copy_(source)
             return gather.start(self.gathers[chunk], self.group)
 
         work, on_its_way = start_gathering(0), None
@@ -138,7 +143,7 @@ class ShardedOrthogonalizer:
             _wait(work)
             batches = self._assemble(self.gathers[chunk], gather)
             work = start_gathering(chunk + 1)
-            results = self._compute(batches, scale)
+            results = self._compute(batches)
             if chunk > 0:
                 _wait(on_its_way)
                 self._apply(chunk - 1, scatter, apply)
@@ -168,15 +173,11 @@ class ShardedOrthogonalizer:
             part.region.of(place[part.matrix]).copy_(view)
         return batches
 
-    def _compute(
-        self, batches: list[tuple[list[int], Tensor]], scale: Callable[[int], Tensor]
-    ) -> dict[int, Tensor]:
+    def _compute(self, batches: list[tuple[list[int], Tensor]]) -> dict[int, Tensor]:
         results: dict[int, Tensor] = {}
-        while batches:
+        while batches:  # a batch is let go when its results are there
             numbers, batch = batches.pop()
-            result = self.orthogonalize(batch)
-            for number, matrix in zip(numbers, result, strict=True):
-                results[number] = matrix.mul_(scale(number))
+            results.update(zip(numbers, self.orthogonalize(batch), strict=True))
         return results
 
     def _apply(self, chunk: int, buffers: Buffers, apply: Callable[[int, Tensor], None]) -> None:
@@ -210,16 +211,6 @@ def check_same_plan(plan: Plan, group: Group, device: torch.device) -> None:
     dist.all_reduce(ends, dist.ReduceOp.MAX, group=group)
     if ends[0] != -ends[1]:
         raise RuntimeError("ranks have made different plans of who orthogonalises which matrix")
-
-
-def _fill(parts: Sequence[Part], buffer: Tensor, fill: Callable[[int, Tensor], None]) -> None:
-    first: dict[Part, Tensor] = {}
-    for part, view in zip(parts, views(buffer, parts), strict=True):
-        if part in first:  # for a further owner
-            view.copy_(first[part])
-        else:
-            fill(part.matrix, view)
-            first[part] = view
 
 
 def _wait(work: dist.Work | None) -> None:

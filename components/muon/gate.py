@@ -65,7 +65,7 @@ class StepGate:
         if self.num_skipped_in_a_row > self.max_skipped:
             raise TooManySkippedSteps(
                 f"gradients were not finite in {self.num_skipped_in_a_row} steps in a row; "
-                f"optimizer.max_skipped_steps allows {self.max_skipped}"
+                f"optimizer.muon.max_skipped_steps allows {self.max_skipped}"
             )
 
     def _present(self, gradients: Sequence[Tensor | None]) -> Tensor:

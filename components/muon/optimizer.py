@@ -10,12 +10,13 @@ from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
 
 from titan_motif.components.muon.coefficients import Coefficients, Method, named_coefficients
-from titan_motif.components.muon.cost_model import Rates, fastest_scope, groups_of_replicas
+from titan_motif.components.muon.cost_model import plan_for
 from titan_motif.components.muon.exchange import ShardedOrthogonalizer, check_same_plan, group_of
 from titan_motif.components.muon.gate import StepGate
 from titan_motif.components.muon.layout import Family, families_of
 from titan_motif.components.muon.newton_schulz import orthogonalize
-from titan_motif.components.muon.plan import Plan, make_plan, newton_schulz_flops
+from titan_motif.components.muon.plan import Plan, newton_schulz_flops
+from titan_motif.kernels import advance_momentum, apply_update
 
 Mode = Literal["parallel", "distributed", "exact"]
 Scale = Literal["match_adamw", "spectral", "none"]
@@ -82,7 +83,7 @@ class ParallelMuon(torch.optim.Optimizer):
         groups: Iterable[dict[str, Any]],
         mode: Mode = "parallel",
         coefficients: str | Coefficients = "motif",
-        method: Method = "direct",
+        method: Method = "auto",
         chunk_size: int | None = None,
         owner_scope: int | None = None,
         max_skipped_steps: int = 10,
@@ -208,14 +209,15 @@ class ParallelMuon(torch.optim.Optimizer):
             newton_schulz_flops(*matrix.shape, len(self.coefficients), self.method)
             for matrix in family.matrices
         ]
-        scope, is_distributed = owner_scope, self.mode == "distributed"
-        if is_distributed:
-            scope = 1
-        elif scope is None:
-            scope = fastest_scope(family.matrices, family.replicas, costs, Rates(), chunk_size)
-        groups = groups_of_replicas(family.replicas, scope)
-        (replicas,) = [g for g in groups if any(_rank() in replica for replica in g)]
-        plan = make_plan(family.matrices, replicas, costs, chunk_size, is_distributed)
+        plan = plan_for(
+            _rank(),
+            family.matrices,
+            family.replicas,
+            costs,
+            chunk_size,
+            owner_scope,
+            everyone_owns=self.mode == "distributed",
+        )
         group = group_of(plan.ranks, family.parameters[0])
         check_same_plan(plan, group, family.parameters[0].device)
         return ShardedOrthogonalizer(
@@ -241,40 +243,25 @@ class ParallelMuon(torch.optim.Optimizer):
     ) -> None:
         group_of = {p: group for group in self._groups("muon") for p in group["params"]}
 
-        def advance_momentum(chunk: Sequence[int]) -> None:
-            for p in (parameters[number] for number in chunk):
-                momentum, gradient = local(self.state[p]["momentum"]), gradients[p]
-                keep = torch.where(go[p] > 0, group_of[p]["momentum"], 1.0)
-                momentum.mul_(keep.to(momentum.dtype))
-                if gradient is not None:
-                    momentum.add_(self._finite(gradient, go[p]))
-
-        def fill(number: int, target: Tensor) -> None:
+        def begin(number: int, target: Tensor | None) -> None:
             p = parameters[number]
-            group, momentum = group_of[p], local(self.state[p]["momentum"])
-            if not group["nesterov"]:
-                target.copy_(momentum)
-            elif gradients[p] is None:
-                target.copy_(momentum * group["momentum"])
-            else:
-                gradient = self._finite(gradients[p], go[p])
-                target.copy_(gradient.add_(momentum, alpha=group["momentum"]))
+            group = group_of[p]
+            advance_momentum(
+                local(self.state[p]["momentum"]),
+                gradients[p],
+                target,
+                go[p],
+                group["momentum"],
+                group["nesterov"],
+            )
 
         def apply(number: int, result: Tensor) -> None:
             p = parameters[number]
             group = group_of[p]
-            step = group["lr"] * update_scale(group["scale"], *p.shape)
-            decay = group["lr"] * group["weight_decay"]
-            local(p).mul_((1.0 - decay * go[p]).to(p.dtype)).add_(result, alpha=-step)
+            rate = group["lr"] * update_scale(group["scale"], *p.shape)
+            apply_update(local(p), result, go[p], group["lr"] * group["weight_decay"], rate)
 
-        exchange.run(advance_momentum, fill, lambda number: go[parameters[number]], apply)
-
-    @staticmethod
-    def _finite(gradient: Tensor, go: Tensor) -> Tensor:
-        """Return the gradient, or zeros in a step that is left out: 0 times NaN would be NaN."""
-        return torch.where(
-            go > 0, gradient, torch.zeros((), dtype=gradient.dtype, device=go.device)
-        )
+        exchange.run(begin, apply)
 
     # ---- AdamW
 

@@ -258,7 +258,7 @@ def test_too_many_bad_steps_in_a_row_stop_the_run_on_all_ranks(rank_pool):
         assert step == 5
         assert message == (
             "TooManySkippedSteps: gradients were not finite in 3 steps in a row; "
-            "optimizer.max_skipped_steps allows 2"
+            "optimizer.muon.max_skipped_steps allows 2"
         )
 
 

@@ -6,6 +6,8 @@ import torch
 import titan_motif.device  # noqa: F401
 from titan_motif.components.muon import named_coefficients, orthogonalize
 from titan_motif.components.muon.coefficients import NAMES, polar_express
+from titan_motif.components.muon.newton_schulz import WORKING_DTYPES
+from titan_motif.components.muon.plan import choose_method, newton_schulz_flops
 from titan_motif.kernels.launch import IS_INTERPRETED
 
 SHAPES = [(1, 1), (1, 7), (7, 1), (5, 12), (12, 5), (33, 33), (3, 8, 20), (2, 2, 20, 8)]
@@ -92,7 +94,8 @@ def test_half_precision_stays_near_the_exact_iteration(method: str):
     matrices = draw(64, 256, dtype=torch.float32)
     exact = expected(matrices, coefficients)
     # Not by the interpreter, which cannot multiply bfloat16.
-    found = orthogonalize(matrices, coefficients, method, implementation="torch")
+    options = {"dtype": WORKING_DTYPES[method], "implementation": "torch"}
+    found = orthogonalize(matrices, coefficients, method, **options)
     assert found.dtype == torch.float32
     assert distance(found, exact) < 0.05
     largest = torch.linalg.matrix_norm(found.double(), ord=2)
@@ -119,6 +122,47 @@ def test_kernels_apply_the_polynomials_too(shape, method: str):
     assert distance(found.cpu(), expected(matrices, coefficients)) < 1e-4
 
 
+@pytest.mark.parametrize("method", ["direct", "gram"])
+@pytest.mark.parametrize("shape", [(128, 192), (2, 320, 128)], ids=str)
+def test_half_precision_by_kernels_stays_near_the_exact_iteration(shape, method: str):
+    """Sizes that tiles divide, wide and tall: the kernel with descriptors, where there is one."""
+    if not (torch.cuda.is_available() or IS_INTERPRETED):
+        pytest.skip("needs a CUDA device, or TRITON_INTERPRET=1")
+    device = "cpu" if IS_INTERPRETED else "cuda"
+    matrices, coefficients = draw(*shape, dtype=torch.float32), named_coefficients("motif")
+    options = {"dtype": torch.float16, "implementation": "triton"}
+    found = orthogonalize(matrices.to(device), coefficients, method, **options).cpu()
+    assert distance(found, expected(matrices, coefficients)) < 0.03
+
+
+@pytest.mark.parametrize("method", ["direct", "gram"])
+@pytest.mark.parametrize("rank", [1, 4, 32])
+def test_half_precision_on_low_rank_stays_near_the_exact_iteration(rank: int, method: str):
+    """On the matrix's own subspace; most of Q, a multiple of the identity, cancels there."""
+    matrices = draw(256, rank, seed=1) @ draw(rank, 512, seed=2)
+    coefficients = named_coefficients("motif")
+    exact = expected(matrices, coefficients)
+    options = {"dtype": WORKING_DTYPES[method], "implementation": "torch"}
+    found = orthogonalize(matrices.float(), coefficients, method, **options)
+    u, _, vh = torch.linalg.svd(matrices, full_matrices=False)
+    inside = (u[:, :rank].mT @ (found.double() - exact) @ vh[:rank].mT).norm() / rank**0.5
+    assert inside < 3.5e-3
+
+
+def test_auto_takes_the_form_that_is_faster():
+    large = [(4096, 16384), (16384, 4096), (5120, 4096), (4096, 4096), (4096, 8192)]
+    assert {choose_method(*shape) for shape in large} == {"gram"}
+    assert choose_method(2048, 4096) == choose_method(4096, 2048, batch=3) == "direct"
+    assert choose_method(2048, 4096, batch=4) == choose_method(4096, 2048, batch=10) == "gram"
+    assert choose_method(4100, 8192) == choose_method(4096, 8200) == "direct"  # no whole tiles
+    assert choose_method(4096, 16384, is_gpu=False) == "direct"  # float16 crawls there
+    flops = newton_schulz_flops(2048, 4096, 5, "auto")
+    assert flops == newton_schulz_flops(2048, 4096, 5, "gram")
+    matrices, coefficients = draw(6, 15), named_coefficients("motif")
+    found = orthogonalize(matrices, coefficients, dtype=None)
+    assert torch.equal(found, orthogonalize(matrices, coefficients, "direct", dtype=None))
+
+
 def test_the_input_is_not_touched():
     matrices = draw(6, 9, dtype=torch.bfloat16)
     before = matrices.clone()
@@ -129,5 +173,5 @@ def test_the_input_is_not_touched():
 def test_what_is_no_matrix_is_refused():
     with pytest.raises(ValueError, match=r"shape \(3,\); matrices are needed"):
         orthogonalize(torch.ones(3), named_coefficients("muon"))
-    with pytest.raises(ValueError, match="method 'svd'; 'direct' or 'gram' is needed"):
+    with pytest.raises(ValueError, match="method 'svd'; 'auto', 'direct' or 'gram' is needed"):
         orthogonalize(torch.ones(3, 3), named_coefficients("muon"), "svd")

@@ -81,3 +81,51 @@ def test_norm_benchmarks_write_what_they_measured(
         assert line["fraction_of_copy"] == pytest.approx(expected)
         assert 0 <= line["error"] < bound  # sums over tokens may cancel
     assert {line["contender"] for line in content["results"]} >= {"eager", "torch.compile", "ours"}
+
+
+def test_newton_schulz_benchmark_writes_what_it_measured(tmp_path: Path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    file = tmp_path / "table.json"
+    assert cli.main(["bench", "newton-schulz", "--flavor", "debug", "--json", str(file)]) == 0
+    printed = capsys.readouterr().out
+    assert "on a CPU these times mean nothing" in printed
+    assert "all matrices of one of 8 ranks of debug" in printed
+    content = json.loads(file.read_text())
+    assert {line["contender"] for line in content["results"]} >= {"torch.optim.Muon", "ours"}
+    for contender, total in content["one_rank"].items():
+        lines = [line for line in content["results"] if line["contender"] == contender]
+        assert total["ms"] == pytest.approx(sum(line["ms"] for line in lines))
+    for line in content["results"]:
+        m, n = sorted((line["rows"], line["columns"]))
+        flops = 5 * (2 * m**3 + 4 * m * m * n + 2 * m * n + 3 * m * m) * line["batch"]
+        assert line["nominal_tflops"] == pytest.approx(flops / line["ms"] / 1e9)
+        assert 0.1 < line["smallest"] < 1 < line["largest"] < 1.25
+        assert line["distance"] < 0.25
+
+
+def test_newton_schulz_benchmark_of_given_shapes(tmp_path: Path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    file = tmp_path / "table.json"
+    given = ["--shapes", "16x24", "40x8", "--batch", "3", "--no-quality", "--json", str(file)]
+    assert cli.main(["bench", "newton-schulz", *given]) == 0
+    assert "one of 8 ranks" not in capsys.readouterr().out
+    lines = json.loads(file.read_text())["results"]
+    shapes = {(line["batch"], line["rows"], line["columns"]) for line in lines}
+    assert shapes == {(3, 16, 24), (3, 40, 8)}
+    assert all(line["distance"] is None for line in lines)
+    assert cli.main(["bench", "newton-schulz", "--shapes", "16"]) == 1
+    expected = "error: --shapes has '16'; ROWSxCOLUMNS is needed, such as 4096x16384\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_the_plain_newton_schulz_is_that_of_torch():
+    from torch.optim._muon import _zeropower_via_newtonschulz
+
+    from titan_motif.bench.newton_schulz import EPS, plain
+    from titan_motif.components.muon import named_coefficients
+
+    coefficients = named_coefficients("muon")
+    for shape in ((12, 30), (30, 12)):
+        matrix = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+        theirs = _zeropower_via_newtonschulz(matrix, coefficients[0], len(coefficients), EPS)
+        assert torch.equal(plain(matrix, coefficients), theirs)

@@ -1,0 +1,265 @@
+"""`titan-motif bench muon`: a step of Parallel Muon beside Distributed Muon, as in Table 4.
+
+Under torchrun the ranks are real. Otherwise this process is one rank of N on a process group that
+sends nothing: packing, copies and Newton-Schulz are those of the rank, and what it would receive is
+random data, copied into its buffers as an exchange would write it. Then the milliseconds are those
+of a network that is never waited for.
+"""
+
+import contextlib
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from titan_motif.components.muon import ParallelMuon
+from titan_motif.components.muon.cost_model import Rates, predict
+from titan_motif.components.muon.plan import newton_schulz_flops
+from titan_motif.components.muon.routing import route
+from titan_motif.model import FLAVORS, Motif2Model
+
+NUM_STEPS = 5
+"""Timed steps, of which the median counts."""
+
+
+@dataclass
+class Options:
+    """Time a step of Parallel and of Distributed Muon on a flavor's matrices, sharded by FSDP.
+
+    Example: titan-motif bench muon --ranks 8 --chunk-size 8,16,32,64,all
+    Example: torchrun --nproc_per_node 4 -m titan_motif.cli bench muon --flavor debug
+    """
+
+    flavor: str = ""
+    """Whose matrices; none means 12_7b on a GPU, debug on a CPU."""
+    layers: int | None = None
+    """Blocks, in place of the flavor's."""
+    ranks: int = 8
+    """Ranks of the simulated process group; under torchrun there are as many as it started."""
+    rank: int = 0
+    """Which one of the simulated ranks to be."""
+    chunk_size: str = "default"
+    """Matrices in a chunk: numbers with commas; 'default' is 4 for each rank, 'all' all of them."""
+    modes: tuple[Literal["parallel", "distributed"], ...] = ("parallel", "distributed")
+    """What to time."""
+    json: Path | None = None
+    """Write the figures to this file."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One line of the table."""
+
+    mode: str
+    chunk_size: int
+    ms: float
+    peak_mb: float | None
+    """Over what is resident (parameters, gradients, momentum); None on a CPU."""
+    tflops_per_gpu: float
+    """Full products, each matrix once, over all ranks' time: Table 4's measure."""
+    tflop_of_rank: float
+    """What this rank computes, symmetric products counted as half."""
+    gb_of_rank: float
+    """Sent or received, both directions, by the busiest rank."""
+
+
+def main(options: Options) -> None:
+    if options.json is not None and not options.json.parent.is_dir():
+        raise ValueError(f"--json is {options.json}; {options.json.parent} does not exist")
+    has_gpu = torch.cuda.is_available()
+    flavor = options.flavor or ("12_7b" if has_gpu else "debug")
+    if flavor not in FLAVORS:
+        raise ValueError(f"--flavor is {flavor!r}; one of {', '.join(FLAVORS)} is needed")
+    is_real = "WORLD_SIZE" in os.environ
+    if not is_real and not 0 <= options.rank < options.ranks:
+        raise ValueError(f"--rank is {options.rank}; 0 to {options.ranks - 1} is allowed")
+    shapes = matrices_of(flavor, options.layers)
+    with _ranks(options, is_real, has_gpu) as device:
+        sizes = _chunk_sizes(options.chunk_size, len(shapes))
+        found = [_measure(shapes, mode, size, device) for mode in options.modes for size in sizes]
+        world_size, rank = dist.get_world_size(), dist.get_rank()
+    if is_real and rank:
+        return
+    name = torch.cuda.get_device_name() if has_gpu else "CPU"
+    kind = f"{world_size} real ranks" if is_real else f"rank {rank} of {world_size}, simulated"
+    print(f"{name}, torch {torch.__version__}; {len(shapes)} matrices of {flavor}; {kind}")
+    _print(found)
+    if options.json is not None:
+        content = {"device": name, "torch": torch.__version__, "flavor": flavor}
+        content |= {"ranks": world_size, "simulated": not is_real, "matrices": len(shapes)}
+        content["results"] = [asdict(line) for line in found]
+        options.json.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def matrices_of(flavor: str, layers: int | None) -> list[tuple[int, int]]:
+    with torch.device("meta"):
+        model = Motif2Model(FLAVORS[flavor])
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    routes = route(shapes)
+    own = [(name, shape) for name, shape in shapes.items() if routes[name] == "muon"]
+    return [shape for name, shape in own if layers is None or int(name.split(".")[1]) < layers]
+
+
+def _chunk_sizes(words: str, num_matrices: int) -> list[int | None]:
+    named = {"default": None, "all": num_matrices}
+    try:
+        sizes = [named[word] if word in named else int(word) for word in words.split(",")]
+    except ValueError:
+        sizes = [0]
+    if any(size is not None and size < 1 for size in sizes):
+        raise ValueError(
+            f"--chunk-size is {words!r}; positive numbers, 'default' or 'all', with commas, are "
+            "needed"
+        )
+    return sizes
+
+
+@contextlib.contextmanager
+def _ranks(options: Options, is_real: bool, has_gpu: bool) -> Iterator[str]:
+    """Be a rank, and yield its device."""
+    device = "cuda" if has_gpu else "cpu"
+    if is_real:
+        if has_gpu:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("nccl" if has_gpu else "gloo")
+    else:
+        world = {"rank": options.rank, "world_size": options.ranks}
+        dist.init_process_group("fake", store=FakeStore(), **world)
+    try:
+        with contextlib.nullcontext() if is_real else _random_exchange():
+            yield device
+    finally:
+        dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _random_exchange() -> Iterator[None]:
+    """Receive random data: Newton-Schulz is faster on zeros than on anything real."""
+    pools: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+
+    def receive(received: Tensor, sent: Tensor, *sizes, **options) -> None:
+        key = received.dtype, received.device
+        if key not in pools or pools[key].numel() < received.numel():
+            pools[key] = torch.randn(received.numel(), device=received.device).to(received.dtype)
+        received.copy_(pools[key][: received.numel()])
+
+    with mock.patch.object(dist, "all_to_all_single", receive):
+        yield
+
+
+def _measure(
+    shapes: list[tuple[int, int]], mode: str, chunk_size: int | None, device: str
+) -> Measurement:
+    world_size, rank = dist.get_world_size(), dist.get_rank()
+    mesh = init_device_mesh(device, (world_size,))
+    generator = torch.Generator(device).manual_seed(rank)
+    parameters = [_sharded(shape, mesh, rank, world_size, generator) for shape in shapes]
+    optimizer = ParallelMuon(
+        [{"params": parameters, "algorithm": "muon"}], mode=mode, chunk_size=chunk_size
+    )
+    (plan,) = optimizer.plans
+    costs = [newton_schulz_flops(*shape, 5, optimizer.method) for shape in shapes]
+    predicted = predict(plan, costs, Rates())
+    optimizer.step()  # compiles, and fills the allocator
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        resident = torch.cuda.memory_allocated()
+    milliseconds = statistics.median(_step_ms(optimizer, device) for _ in range(NUM_STEPS))
+    if world_size > 1:  # the slowest rank's: all wait for it
+        slowest = torch.tensor(milliseconds, device=device)
+        dist.all_reduce(slowest, dist.ReduceOp.MAX)
+        milliseconds = slowest.item()
+    peak = (torch.cuda.max_memory_allocated() - resident) / 1e6 if device == "cuda" else None
+    return Measurement(
+        mode=mode,
+        chunk_size=max(map(len, plan.chunks)),
+        ms=milliseconds,
+        peak_mb=peak,
+        tflops_per_gpu=sum(map(nominal_flops, shapes)) / world_size / milliseconds / 1e9,
+        tflop_of_rank=sum(
+            cost for cost, owners in zip(costs, plan.owners, strict=True) if rank in owners
+        )
+        / 1e12,
+        gb_of_rank=predicted.bytes_per_rank / 1e9,
+    )
+
+
+def nominal_flops(shape: tuple[int, int], num_steps: int = 5) -> int:
+    """Return what Table 4 counts for a matrix: full products and element-wise operations."""
+    m, n = sorted(shape)
+    return num_steps * (2 * m**3 + 4 * m * m * n + 2 * m * n + 3 * m * m)
+
+
+def _sharded(shape, mesh, rank: int, world_size: int, generator: torch.Generator) -> Tensor:
+    """Return a parameter of zeros with a random gradient, its rows cut over the ranks."""
+    size = -(-shape[0] // world_size)
+    rows = max(min(size, shape[0] - rank * size), 0)
+
+    def whole(part: Tensor) -> DTensor:
+        stride = (shape[1], 1)
+        return DTensor.from_local(
+            part, mesh, [Shard(0)], run_check=False, shape=shape, stride=stride
+        )
+
+    part = torch.zeros(rows, shape[1], device=mesh.device_type)
+    parameter = torch.nn.Parameter(whole(part))
+    noise = torch.randn(part.shape, generator=generator, device=mesh.device_type)
+    parameter.grad = whole(noise)
+    return parameter
+
+
+def _step_ms(optimizer: ParallelMuon, device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    elif dist.get_backend() != "fake":
+        dist.barrier()
+    begin = time.perf_counter()
+    optimizer.step()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return 1000 * (time.perf_counter() - begin)
+
+
+def _print(found: list[Measurement]) -> None:
+    table = Table(box=None, header_style="bold")
+    table.add_column("mode")
+    for heading in ("chunk", "ms", "peak MB", "TFLOPS/GPU", "TFLOP a rank", "GB a rank"):
+        table.add_column(heading, justify="right")
+    for line in found:
+        table.add_row(
+            line.mode,
+            f"{line.chunk_size}",
+            f"{line.ms:.2f}",
+            "-" if line.peak_mb is None else f"{line.peak_mb:,.0f}",
+            f"{line.tflops_per_gpu:.3g}",
+            f"{line.tflop_of_rank:.3g}",
+            f"{line.gb_of_rank:.3g}",
+        )
+    Console(width=100 if not sys.stdout.isatty() else None).print(table)
+    best = {
+        mode: min((line for line in found if line.mode == mode), key=lambda line: line.ms)
+        for mode in {line.mode for line in found}
+    }
+    if len(best) == 2:
+        parallel, distributed = best["parallel"], best["distributed"]
+        print(
+            f"parallel is {distributed.ms / parallel.ms:.2f}x as fast as distributed; it computes "
+            f"1/{distributed.tflop_of_rank / max(parallel.tflop_of_rank, 1e-12):.2f} on this rank "
+            f"and moves {parallel.gb_of_rank / max(distributed.gb_of_rank, 1e-12):.2f}x the bytes"
+        )
