@@ -40,6 +40,7 @@ class RunMetrics(MetricsProcessor):
         self.history_path = Path(job_config.job.dump_folder) / HISTORY_FILE
         self.is_writer = torch.distributed.get_rank() == 0
         self.last_logged_step: int | None = None
+        self.num_skipped_steps = 0
 
     def start(self, step: int) -> None:
         """Begin after `step` steps, which an earlier run may have done; what it did beyond goes."""
@@ -66,6 +67,10 @@ class RunMetrics(MetricsProcessor):
             self.num_flops_per_token * tokens_per_second / self.parallel_dims.world_size
         )
         extra = dict(extra_metrics or {})
+        skipped = sum(getattr(o, "num_skipped_steps", 0) for o in self.optimizers or ())
+        if skipped > self.num_skipped_steps:
+            logger.warning(f"{skipped} steps were skipped: gradients were not finite")
+            self.num_skipped_steps = skipped
         metrics = {
             "loss_metrics/global_avg_loss": global_avg_loss,
             "loss_metrics/global_max_loss": global_max_loss,
@@ -75,6 +80,7 @@ class RunMetrics(MetricsProcessor):
             "time_metrics/step(s)": seconds / num_steps,
             "time_metrics/data_loading(s)": sum(self.data_loading_times) / num_steps,
             "memory/max_reserved(GiB)": memory.max_reserved_gib,
+            "optimizer/skipped_steps": skipped,
             **extra,
         }
         mfu = ""

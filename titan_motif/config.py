@@ -13,6 +13,7 @@ import torch
 import torchtitan.config.job_config as torchtitan_config
 
 from titan_motif.components.lr_schedule import DecayType
+from titan_motif.components.muon import Method, Mode, Scale
 from titan_motif.kernels import Implementation, default_implementation
 
 
@@ -87,6 +88,61 @@ class Training(torchtitan_config.Training):
     Dtype of the matrix products. Parameters stay in training.dtype and gradients are reduced in
     mixed_precision_reduce. 'auto' is bfloat16 on an accelerator and float32 on CPU.
     """
+
+
+@dataclass
+class Muon:
+    """Muon's own settings; they need optimizer.name = "ParallelMuon"."""
+
+    adamw_lr: float | None = None
+    """Learning rate of what AdamW updates; None is optimizer.lr."""
+    momentum: float = 0.95
+    """Of the moving sum of gradients that is orthogonalised."""
+    nesterov: bool = True
+    """Look one step ahead: orthogonalise gradient + momentum x the moving sum."""
+    scale: Scale = "match_adamw"
+    """
+    Factor of an orthogonalised matrix: 'match_adamw' (0.2 sqrt(max(rows, columns)), with AdamW's
+    learning rates), 'spectral' (sqrt(max(1, rows / columns))), 'none'.
+    """
+    coefficients: Literal["muon", "motif", "polar_express"] = "motif"
+    """Polynomials of Newton-Schulz: Keller Jordan's, the report's, or the Polar Express'."""
+    polar_express_steps: int = 5
+    """Steps of 'polar_express'; the others have five."""
+    method: Method = "auto"
+    """
+    Form of Newton-Schulz: 'direct' (on the matrix), 'gram' (on its Gram matrix), or 'auto', the
+    faster one for each shape.
+    """
+    mode: Mode = "parallel"
+    """
+    'parallel': each matrix is orthogonalised by one rank, its owner; 'distributed': every rank
+    gathers and orthogonalises all (the report's baseline); 'exact': as parallel, in float32 and one
+    matrix at a time, so that neither chunks nor ranks change a bit.
+    """
+    chunk_size: int = -1
+    """Matrices that are exchanged together; -1 is 4 for each rank that shares them."""
+    owner_scope: int = -1
+    """Replicas (HSDP) that share owners: a divisor of their number; -1 is the fastest, predicted
+    from operations and bytes."""
+    muon_patterns: list[str] = field(default_factory=list)
+    """Names of parameters that Muon updates besides the matrices of blocks, such as
+    "layers.0.*"; each has to match."""
+    adamw_patterns: list[str] = field(default_factory=list)
+    """Names of parameters that AdamW updates although they are matrices of blocks."""
+    max_skipped_steps: int = 10
+    """Steps in a row that may be skipped because a gradient is not finite; one more stops the
+    run."""
+
+
+@dataclass
+class Optimizer(torchtitan_config.Optimizer):
+    """What updates the parameters. beta1, beta2 and eps are AdamW's, weight_decay is everyone's."""
+
+    name: Literal["ParallelMuon", "AdamW", "Adam"] = "AdamW"
+    """'ParallelMuon' is Muon for the matrices of blocks and AdamW for all else."""
+    muon: Muon = field(default_factory=Muon)
+    """Muon's own settings."""
 
 
 @dataclass
@@ -177,6 +233,7 @@ class JobConfig(torchtitan_config.JobConfig):
 
     model: Model = field(default_factory=Model)
     training: Training = field(default_factory=Training)
+    optimizer: Optimizer = field(default_factory=Optimizer)
     lr_scheduler: LRScheduler = field(default_factory=LRScheduler)
     metrics: Metrics = field(default_factory=Metrics)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)

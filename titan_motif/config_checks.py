@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from titan_motif.components.curriculum.loader import PackedTokens
-from titan_motif.config import JobConfig, LRScheduler, value_of
+from titan_motif.config import JobConfig, LRScheduler, Muon, value_of
 from titan_motif.config_refusals import check_served
 from titan_motif.layout import Finding, check_layout
 from titan_motif.model.args import FLAVORS, Motif2ModelArgs
@@ -28,6 +28,8 @@ _AT_LEAST = {
     "validation.seq_len": 1,
     "validation.freq": 1,
     "lr_scheduler.warmup_steps": 0,
+    "optimizer.muon.polar_express_steps": 1,
+    "optimizer.muon.max_skipped_steps": 0,
     "lr_scheduler.warmup_tokens": -1,
     "lr_scheduler.decay_tokens": -1,
     "summary.sample_tokens": 0,
@@ -36,11 +38,14 @@ _AT_LEAST = {
     "comm.trace_buf_size": 0,
 }
 _AT_LEAST_1_OR_MINUS_1 = {
+    "optimizer.muon.chunk_size": "4 for each rank",
+    "optimizer.muon.owner_scope": "the fastest",
     "training.local_batch_size": "global_batch_size / data-parallel ranks",
     "training.global_batch_size": "local_batch_size x data-parallel ranks",
     "validation.steps": "the whole split",
 }
 _BETWEEN = {
+    "optimizer.muon.momentum": (0.0, 1.0),
     "optimizer.beta1": (0.0, 1.0),
     "optimizer.beta2": (0.0, 1.0),
     "optimizer.weight_decay": (0.0, 1.0),
@@ -50,18 +55,23 @@ _BETWEEN = {
 _ABOVE_ZERO = ("optimizer.lr", "optimizer.eps", "training.max_norm")
 
 
-def check_values(config: JobConfig, world_size: int | None) -> Iterator[Finding]:
+def check_values(
+    config: JobConfig, world_size: int | None, reads_files: bool = True
+) -> Iterator[Finding]:
     """Yield every finding, the most basic first; a job without findings can start.
 
     Args:
-        world_size: number of processes; None leaves out what depends on it
+        world_size:  number of processes; None leaves out what depends on it
+        reads_files: whether the job's data and tokenizer have to be there
     """
     yield from _ranges(config)
     yield from check_served(config)
     yield from _together(config)
+    yield from _optimizer(config)
     yield from _model(config)
     yield from _schedule(config)
-    yield from _files(config)
+    if reads_files:
+        yield from _files(config)
     if world_size is not None and config.model.flavor in FLAVORS:
         yield from check_layout(config, model_args(config), world_size)
 
@@ -130,6 +140,38 @@ def _together(config: JobConfig) -> Iterator[Finding]:
         )
     if config.metrics.enable_wandb and find_spec("wandb") is None:
         yield "metrics.enable_wandb", "is true; the package wandb is not installed"
+
+
+def _optimizer(config: JobConfig) -> Iterator[Finding]:
+    optimizer, muon, unset = config.optimizer, config.optimizer.muon, Muon()
+    if optimizer.name != "ParallelMuon":
+        for name, value in vars(muon).items():
+            if value != getattr(unset, name):
+                yield (
+                    f"optimizer.muon.{name}",
+                    f"is {value!r}; it needs optimizer.name to be 'ParallelMuon', which is "
+                    f"{optimizer.name!r}",
+                )
+        return
+    if optimizer.implementation != "fused":
+        yield (
+            "optimizer.implementation",
+            f"is {optimizer.implementation!r}; ParallelMuon has one implementation: 'fused'",
+        )
+    if config.training.enable_cpu_offload:
+        yield (
+            "training.enable_cpu_offload",
+            "is true; ParallelMuon exchanges and orthogonalises on the GPU: optimizer.name = "
+            "'AdamW' is needed",
+        )
+    if muon.adamw_lr is not None and not muon.adamw_lr > 0:
+        yield "optimizer.muon.adamw_lr", f"is {muon.adamw_lr}; more than 0 is needed"
+    steps, default = muon.polar_express_steps, unset.polar_express_steps
+    if steps != default and muon.coefficients != "polar_express":
+        yield (
+            "optimizer.muon.polar_express_steps",
+            f"is {steps}; it needs coefficients = 'polar_express'",
+        )
 
 
 def _model(config: JobConfig) -> Iterator[Finding]:

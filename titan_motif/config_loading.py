@@ -22,12 +22,15 @@ class ConfigError(ValueError):
     """A mistake of the user's in a configuration; its text is one line."""
 
 
-def load_config(argv: Sequence[str], world_size: int | None = None) -> JobConfig:
+def load_config(
+    argv: Sequence[str], world_size: int | None = None, reads_files: bool = True
+) -> JobConfig:
     """Return the job that a command line describes.
 
     Args:
-        argv:       the arguments after the program's name; --job.config_file names the TOML file
-        world_size: number of processes of the job; None leaves out the checks that need it
+        argv:        the arguments after the program's name; --job.config_file names the TOML file
+        world_size:  number of processes of the job; None leaves out the checks that need it
+        reads_files: whether the job's data and tokenizer have to be there
     Raises: ConfigError naming the file (or the command line), the key, what was found and what is
             allowed
     """
@@ -46,7 +49,7 @@ def load_config(argv: Sequence[str], world_size: int | None = None) -> JobConfig
         _assign(config, key, value, "command line:", from_text=True)
         origins[key] = "command line"
     resolve(config, world_size)
-    for key, message in check_values(config, world_size):
+    for key, message in check_values(config, world_size, reads_files):
         origin = origins.get(key, path or "defaults")
         raise ConfigError(f"{origin}: {key} {message}")
     return config

@@ -45,7 +45,7 @@ _NOT_SERVED = {
 """Settings and whole sections of torchtitan's that must keep their defaults, each with the reason.
 titan_motif.layout refuses what it knows of parallelism."""
 _ALLOWED = {
-    "optimizer.name": ("AdamW", "Adam"),
+    "optimizer.name": ("ParallelMuon", "AdamW", "Adam"),
     "model.converters": ("quantize.linear.float8",),
     "compile.components": ("model", "loss"),
     "checkpoint.exclude_from_loading": (

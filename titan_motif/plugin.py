@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 
 import torch
 from torchtitan.components.loss import build_cross_entropy_loss
-from torchtitan.components.optimizer import OptimizersContainer, build_optimizers
+from torchtitan.components.optimizer import OptimizersContainer
 from torchtitan.components.tokenizer import HuggingFaceTokenizer, build_hf_tokenizer
 from torchtitan.config import JobConfig
 from torchtitan.protocols.train_spec import TrainSpec, register_train_spec
@@ -25,6 +25,7 @@ from titan_motif.components.metrics import build_metrics
 from titan_motif.components.validation import build_validator
 from titan_motif.config import LRScheduler, resolve
 from titan_motif.model import FLAVORS, Motif2Model, Motif2ModelArgs, Motif2StateDictAdapter
+from titan_motif.optimizers import build_optimizers
 from titan_motif.parallelize import parallelize
 
 

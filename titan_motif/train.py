@@ -35,6 +35,7 @@ from titan_motif import plugin  # noqa: F401  (registers the train spec)
 from titan_motif.components.checkpoint import CheckpointError, CompleteStepCheckpointManager
 from titan_motif.components.curriculum.loader import ValidationSequences
 from titan_motif.components.metrics import average_tokens_per_second, read_history
+from titan_motif.components.muon import TooManySkippedSteps
 from titan_motif.config import JobConfig
 from titan_motif.config_loading import ConfigError, load_config
 from titan_motif.device import device_type
@@ -279,7 +280,7 @@ def main(argv: Sequence[str]) -> int:
             trainer.checkpointer.save(curr_step=0, last_step=True)
         else:
             trainer.train()
-    except (ConfigError, CheckpointError) as error:
+    except (ConfigError, CheckpointError, TooManySkippedSteps) as error:
         report(error)
         return 2 if isinstance(error, ConfigError) else 1
     finally:

@@ -60,7 +60,9 @@ def test_golden_curve_of_debug(rank_pool, small_corpus: Path, tmp_path: Path, re
     ]  # fmt: skip
     arguments += ["--validation.no_enable", "--checkpoint.no_enable", "--summary.no_enable"]
     # the schedule stays that of the whole run
-    arguments += ["--lr_scheduler.total_steps", "600", "--training.steps", "50"]
+    arguments += ["--lr_scheduler.total_steps", "450", "--training.steps", "50"]
+    # in 16 bits the number of ranks and the kind of CPU would move the curve
+    arguments += ["--optimizer.muon.mode", "exact"]
     rank_pool.run(run, 2, arguments, str(ROOT), seconds=200)
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     losses = [entry["loss"] for entry in map(json.loads, lines)]

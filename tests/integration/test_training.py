@@ -443,3 +443,16 @@ def test_the_plugin_works_under_torchtitans_own_trainer(rank_pool, arguments, tm
     arguments = elsewhere(arguments, tmp_path / "theirs")
     rank_pool.run(run_under_torchtitan, 2, str(ROOT), arguments)
     assert losses(tmp_path / "theirs") == losses(tmp_path / "ours")
+
+
+def test_a_run_that_has_blown_up_says_so_and_stops(rank_pool, arguments):
+    """A learning rate that ends in infinities: no finite gradient after the first steps."""
+    blown = ["--optimizer.name", "ParallelMuon", "--optimizer.lr", "1e30"]
+    blown += ["--optimizer.muon.max_skipped_steps", "2", "--checkpoint.enable=false"]
+    message = (
+        r"TooManySkippedSteps: gradients were not finite in 3 steps in a row; "
+        r"optimizer.muon.max_skipped_steps allows 2"
+    )
+    with pytest.raises(AssertionError, match=message) as failed:
+        rank_pool.run(run, 2, [*arguments, *blown], str(ROOT))
+    assert str(failed.value).count("TooManySkippedSteps: gradients") == 2  # on both ranks

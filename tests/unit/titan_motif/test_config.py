@@ -65,7 +65,7 @@ BAD_FILES = {
     "seq_len": ("[training]\nseq_len = 4096", "training.seq_len is 4096", "at most 2048"),
     "batch": ("[training]\nglobal_batch_size = 9", "global_batch_size is 9", "8 x 2 = 16"),
     "vocabulary": ("[training]\nbuiltin_vocab_size = 4096", "size is 4096", "1024 entries"),
-    "optimizer": ('[optimizer]\nname = "Lion"', "optimizer.name is 'Lion'", "'AdamW'"),
+    "optimizer": ('[optimizer]\nname = "Lion"', "name is 'Lion'", "'ParallelMuon', 'AdamW'"),
     "shards": ("[parallelism]\ndata_parallel_shard_degree = 3", "degree is 3", "-1 or 2"),
     "keep one": ("[checkpoint]\nkeep_latest_k = 1", "keep_latest_k is 1", "at least 2"),
     "seed": ("[debug]\nseed = -1", "debug.seed is -1", "at least 0"),

@@ -27,6 +27,8 @@ SERVED = {
     "model.args": "dim n_layers n_heads n_kv_heads head_dim hidden_dim grouped_ratio vocab_size "
     "max_seq_len rope_theta",
     "optimizer": "name lr beta1 beta2 eps weight_decay implementation",
+    "optimizer.muon": "adamw_lr momentum nesterov scale coefficients polar_express_steps method "
+    "mode chunk_size owner_scope muon_patterns adamw_patterns max_skipped_steps",
     "lr_scheduler": "warmup_steps warmup_tokens total_steps decay_ratio decay_tokens decay_type "
     "min_lr_factor",
     "training": "dataset dataset_path builtin_vocab_size local_batch_size global_batch_size "

@@ -1,0 +1,270 @@
+"""`titan-motif plan`: who orthogonalises what on N GPUs, and what it costs, before any is rented.
+
+The model is parallelised as a run would have it, on meta tensors and a process group that sends
+nothing, and the optimizer's own planning is asked.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import torch.distributed as dist
+import tyro
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor, nn
+
+import titan_motif.device  # noqa: F401  (before anything of torchtitan)
+
+# isort: split
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from torchtitan.distributed import ParallelDims
+
+from titan_motif.components.muon.cost_model import Rates, plan_for, predict
+from titan_motif.components.muon.layout import families_of
+from titan_motif.components.muon.plan import assign_owners, newton_schulz_flops
+from titan_motif.components.muon.routing import route
+from titan_motif.config import JobConfig
+from titan_motif.config_checks import model_args
+from titan_motif.config_loading import load_config
+from titan_motif.model import Motif2Model
+from titan_motif.model.initialization import plain_name
+from titan_motif.optimizers import muon_coefficients
+from titan_motif.parallelize import parallelize
+
+
+@dataclass
+class Options:
+    """Plan Parallel Muon for a job on any number of GPUs: loads, bytes, memory, time.
+
+    Example: titan-motif plan --config train_configs/motif2_12_7b.toml --gpus 8,64,400
+    """
+
+    config: Path
+    """The job's TOML file; its parallel degrees hold, and sharding takes what they leave."""
+    gpus: str = ""
+    """Numbers of GPUs, with commas; none means the product of the degrees in the file."""
+    replicas: int | None = None
+    """Replicas (HSDP) in place of the file's parallelism.data_parallel_replicate_degree."""
+    tflops: float = Rates.flops / 1e12
+    """Newton-Schulz on one GPU, TFLOP/s (symmetric products counted as half)."""
+    gb_in_node: float = Rates.bytes_in_node / 1e9
+    """GB/s that a GPU exchanges with others of its node."""
+    gb_between_nodes: float = Rates.bytes_between_nodes / 1e9
+    """GB/s that a GPU exchanges with other nodes."""
+    gpus_per_node: int = Rates.ranks_per_node
+    """GPUs of a node."""
+    json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Write the figures to this file."""
+
+
+def main(options: Options) -> None:
+    rates = Rates(
+        options.tflops * 1e12,
+        options.gb_in_node * 1e9,
+        options.gb_between_nodes * 1e9,
+        options.gpus_per_node,
+    )
+    if not min(dataclasses.astuple(rates)) > 0:
+        raise ValueError(f"rates are {dataclasses.astuple(rates)}; more than 0 is needed")
+    if options.json is not None and not options.json.parent.is_dir():
+        raise ValueError(f"--json is {options.json}; {options.json.parent} does not exist")
+    numbers = _numbers(options)
+    console = Console(stderr=True)
+    bar = {"console": console, "transient": True, "disable": not console.is_terminal}
+    found = [
+        plan_job(options.config, gpus, rates, options.replicas)
+        for gpus in track(numbers, "planning", **bar)
+    ]
+    _print(found, rates)
+    if options.json is not None:
+        content = found[0] if len(found) == 1 else found
+        options.json.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _numbers(options: Options) -> list[int]:
+    if not options.gpus:
+        parallelism = _load(options.config, replicas=options.replicas).parallelism
+        degrees = (
+            parallelism.data_parallel_replicate_degree,
+            parallelism.data_parallel_shard_degree,
+            parallelism.tensor_parallel_degree,
+        )
+        if -1 in degrees:
+            raise ValueError(
+                f"--gpus is not given, and {options.config} leaves data_parallel_shard_degree to "
+                "the number of GPUs; give --gpus N[,N...]"
+            )
+        return [math.prod(degrees)]
+    try:
+        numbers = [int(word) for word in options.gpus.split(",")]
+    except ValueError:
+        numbers = [0]
+    if min(numbers) < 1:
+        raise ValueError(f"--gpus is {options.gpus!r}; positive numbers with commas are needed")
+    return numbers
+
+
+def _load(path: Path, world_size: int | None = None, replicas: int | None = None) -> JobConfig:
+    # The batch has nothing to do with the plan, and one that fits every number of GPUs is rare.
+    words = ["--job.config_file", str(path), "--training.local_batch_size", "1"]
+    if replicas is not None:
+        words += ["--parallelism.data_parallel_replicate_degree", str(replicas)]
+    return load_config([*words, "--training.global_batch_size", "-1"], world_size, False)
+
+
+def plan_job(path: Path, gpus: int, rates: Rates, replicas: int | None = None) -> dict[str, Any]:
+    """Return what the JSON of one number of GPUs holds.
+
+    Raises: ConfigError or ValueError, one line, if the job does not fit so many
+    """
+    begin = time.perf_counter()
+    config = _load(path, gpus, replicas)
+    if config.optimizer.name != "ParallelMuon":
+        raise ValueError(
+            f"{path}: optimizer.name is {config.optimizer.name!r}; 'ParallelMuon' is needed"
+        )
+    with simulated_ranks(gpus):
+        model = parallel_model(config, gpus)
+        parameters = dict(model.named_parameters())
+        muon = _plan_muon(config, parameters, rates)
+    return {
+        "config": str(path),
+        "parameters": sum(p.numel() for p in parameters.values()),
+        "gpus": gpus,
+        "muon": muon,
+        "seconds": round(time.perf_counter() - begin, 2),
+    }
+
+
+@contextlib.contextmanager
+def simulated_ranks(world_size: int, rank: int = 0) -> Iterator[None]:
+    """Be a rank of a process group that sends nothing."""
+    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def parallel_model(config: JobConfig, world_size: int) -> nn.Module:
+    """Return the job's model on meta, parallelised over so many ranks."""
+    parallelism = config.parallelism
+    dims = ParallelDims(
+        dp_replicate=parallelism.data_parallel_replicate_degree,
+        dp_shard=parallelism.data_parallel_shard_degree,
+        tp=parallelism.tensor_parallel_degree,
+        **dict.fromkeys(("cp", "pp", "ep", "etp"), 1),
+        world_size=world_size,
+    )
+    config.compile.enable = False  # nothing is run
+    config.activation_checkpoint.mode = "none"
+    with torch.device("meta"):
+        model = Motif2Model(model_args(config))
+    return parallelize(model, dims, config)
+
+
+def _plan_muon(config: JobConfig, parameters: dict[str, Tensor], rates: Rates) -> dict[str, Any]:
+    muon = config.optimizer.muon
+    named = {plain_name(name): p for name, p in parameters.items()}
+    routes = route({n: p.shape for n, p in named.items()}, muon.muon_patterns, muon.adamw_patterns)
+    num_steps = len(muon_coefficients(muon))
+    (family,) = families_of([p for n, p in named.items() if routes[n] == "muon"], rank=0)
+    costs = [newton_schulz_flops(*m.shape, num_steps, muon.method) for m in family.matrices]
+    plan = plan_for(
+        0,
+        family.matrices,
+        family.replicas,
+        costs,
+        chunk_size=None if muon.chunk_size == -1 else muon.chunk_size,
+        owner_scope=None if muon.owner_scope == -1 else muon.owner_scope,
+        everyone_owns=muon.mode == "distributed",
+        rates=rates,
+    )
+    found = predict(plan, costs, rates)
+    return {
+        "matrices": len(plan.matrices),
+        "parameters": sum(m.rows * m.columns for m in plan.matrices),
+        "replicas": len(family.replicas),
+        "owner_scope": len(plan.replicas),
+        "owners": len(plan.ranks),
+        "chunks": len(plan.chunks),
+        "flops": sum(costs),
+        "max_over_mean": found.max_over_mean,
+        "floor_of_max_over_mean": max(1.0, max(costs) * len(plan.ranks) / sum(costs)),
+        "max_over_mean_if_split_in_two": _balance_of_halves(costs, len(plan.ranks)),
+        "flops_per_rank": found.flops_per_rank,
+        "bytes_per_rank": found.bytes_per_rank,
+        "peak_exchange_bytes": found.peak_exchange_bytes,
+        "predicted_ms": found.total_ms,
+        "compute_ms": found.compute_ms,
+        "exchange_ms": found.exchange_ms,
+    }
+
+
+def _balance_of_halves(costs: Sequence[int], num_owners: int) -> float:
+    """Return max / mean of the loads if two ranks could share every matrix, half of it each."""
+    halves = [cost / 2 for cost in costs for _ in range(2)]
+    loads = [0.0] * num_owners
+    for half, owner in zip(halves, assign_owners(halves, num_owners), strict=True):
+        loads[owner] += half
+    return max(loads) * num_owners / sum(loads)
+
+
+def _print(found: Sequence[dict[str, Any]], rates: Rates) -> None:
+    first = found[0]
+    print(
+        f"{first['config']}: {first['parameters']:,} parameters, {first['muon']['matrices']} "
+        f"matrices of Muon's with {first['muon']['parameters']:,}\n"
+        f"predicted with {rates.flops / 1e12:.0f} TFLOP/s, {rates.bytes_in_node / 1e9:.0f} GB/s "
+        f"in a node of {rates.ranks_per_node} and {rates.bytes_between_nodes / 1e9:.0f} GB/s "
+        "between nodes"
+    )
+    table = Table(box=None, header_style="bold")
+    for heading in (
+        "GPUs",
+        "replicas",
+        "sharing owners",
+        "chunks",
+        "max / mean",
+        "TFLOP a rank",
+        "GB a rank",
+        "peak MB",
+        "compute ms",
+        "exchange ms",
+        "step ms",
+    ):
+        table.add_column(heading, justify="right")
+    for line in found:
+        muon = line["muon"]
+        table.add_row(
+            f"{line['gpus']}",
+            f"{muon['replicas']}",
+            f"{muon['owner_scope']}",
+            f"{muon['chunks']}",
+            f"{muon['max_over_mean']:.3f}",
+            f"{muon['flops_per_rank'] / 1e12:.2f}",
+            f"{muon['bytes_per_rank'] / 1e9:.2f}",
+            f"{muon['peak_exchange_bytes'] / 1e6:,.0f}",
+            f"{muon['compute_ms']:.1f}",
+            f"{muon['exchange_ms']:.1f}",
+            f"{muon['predicted_ms']:.1f}",
+        )
+    Console(width=120 if not sys.stdout.isatty() else None).print(table)
+    for line in found:
+        muon = line["muon"]
+        if muon["floor_of_max_over_mean"] > 1.02:
+            print(
+                f"{line['gpus']} GPUs: one matrix is the floor, max / mean "
+                f"{muon['floor_of_max_over_mean']:.2f}; if two ranks shared each matrix it would "
+                f"be {muon['max_over_mean_if_split_in_two']:.2f}"
+            )
