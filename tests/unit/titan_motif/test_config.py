@@ -272,7 +272,9 @@ def test_the_command_line_overrides_the_file():
             "--checkpoint.no-enable",
             "--model.args.n_layers", "3",
             "--compile.components", "model,loss",
-            "--optimizer.implementation", "foreach",
+            "--optimizer.muon.nesterov=false",
+            "--optimizer.muon.scale", "spectral",
+            "--optimizer.muon.adamw_patterns", "*.k_proj.*,*.v_proj.*",
             "--lr_scheduler.decay_ratio", "none",
         ]
     )  # fmt: skip
@@ -282,7 +284,9 @@ def test_the_command_line_overrides_the_file():
     assert not config.checkpoint.enable
     assert model_args(config).n_layers == 3
     assert config.compile.components == ["model", "loss"]
-    assert config.optimizer.implementation == "foreach"
+    assert not config.optimizer.muon.nesterov
+    assert config.optimizer.muon.scale == "spectral"
+    assert config.optimizer.muon.adamw_patterns == ["*.k_proj.*", "*.v_proj.*"]
     assert config.lr_scheduler.decay_ratio is None
     assert config.training.seq_len == 128  # the file's
 
