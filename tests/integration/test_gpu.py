@@ -139,3 +139,30 @@ def test_recomputation_takes_less_memory(one_rank):
     result_bytes = 2 * 4096 * 16_384 * 2
     assert peaks["none"] - peaks["selective"] > result_bytes
     assert peaks["selective"] - peaks["full"] > result_bytes
+
+
+def test_a_step_of_parallel_muon_does_not_wait_for_the_device():
+    from titan_motif.components.muon import ParallelMuon
+
+    generator = torch.Generator("cuda").manual_seed(0)
+    shapes = {"muon": [(256, 384), (384, 256), (256, 384)], "adamw": [(64,), (100, 32)]}
+    groups = [
+        {
+            "params": [torch.nn.Parameter(torch.zeros(shape, device="cuda")) for shape in members],
+            "algorithm": algorithm,
+        }
+        for algorithm, members in shapes.items()
+    ]
+    optimizer = ParallelMuon(groups, chunk_size=1)
+    parameters = [p for group in groups for p in group["params"]]
+    for step in range(3):
+        for p in parameters:
+            p.grad = torch.randn(p.shape, device="cuda", generator=generator)
+        if step == 2:  # what is compiled or copied once is there
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            optimizer.step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert all(p.any() for p in parameters)
+    assert optimizer.num_skipped_steps == 0
