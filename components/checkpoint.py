@@ -22,6 +22,7 @@ from torchtitan.tools.logging import logger
 
 _STEP = re.compile(r"step-(\d+)")
 _DELETING = ".deleting-"
+_MISSING_OPTIMIZER_STATE = re.compile(r"Missing key in checkpoint state_dict: optimizer\.")
 
 _ANY_FAILURE = (Exception, CheckpointException)
 """Damaged files raise anything, on one rank or on all; DCP's own error is no Exception."""
@@ -182,9 +183,15 @@ class CompleteStepCheckpointManager(CheckpointManager):
             problems.append(f"step-{saved.step} {problem}")
             logger.warning(f"checkpoint: {problems[-1]}; trying the step before it")
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        hint = "Remove the folder to begin anew"
+        if any(_MISSING_OPTIMIZER_STATE.search(problem) for problem in problems):
+            hint = (
+                "Another optimizer, or another routing, wrote it: "
+                'checkpoint.exclude_from_loading = ["optimizer"] keeps the weights and begins its '
+                "state anew"
+            )
         raise CheckpointError(
-            f"{self.folder}: no step can be continued from: {'; '.join(problems[:3])}{more}. "
-            f"Remove the folder to begin anew"
+            f"{self.folder}: no step can be continued from: {'; '.join(problems[:3])}{more}. {hint}"
         )
 
     def _try_to_load(self, saved: SavedStep) -> str | None:

@@ -117,8 +117,8 @@ class Muon:
     mode: Mode = "parallel"
     """
     'parallel': each matrix is orthogonalised by one rank, its owner; 'distributed': every rank
-    gathers and orthogonalises all (the report's baseline); 'exact': as parallel, in float32 and one
-    matrix at a time, so that neither chunks nor ranks change a bit.
+    gathers and orthogonalises all (the report's baseline); 'exact': as parallel, in the parameters'
+    dtype and one matrix at a time, so that neither chunks nor ranks change a bit.
     """
     chunk_size: int = -1
     """Matrices that are exchanged together; -1 is 4 for each rank that shares them."""

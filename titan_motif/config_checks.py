@@ -45,7 +45,6 @@ _AT_LEAST_1_OR_MINUS_1 = {
     "validation.steps": "the whole split",
 }
 _BETWEEN = {
-    "optimizer.muon.momentum": (0.0, 1.0),
     "optimizer.beta1": (0.0, 1.0),
     "optimizer.beta2": (0.0, 1.0),
     "optimizer.weight_decay": (0.0, 1.0),
@@ -164,8 +163,22 @@ def _optimizer(config: JobConfig) -> Iterator[Finding]:
             "is true; ParallelMuon exchanges and orthogonalises on the GPU: optimizer.name = "
             "'AdamW' is needed",
         )
-    if muon.adamw_lr is not None and not muon.adamw_lr > 0:
+    if muon.adamw_lr is not None and not 0 < muon.adamw_lr < float("inf"):
         yield "optimizer.muon.adamw_lr", f"is {muon.adamw_lr}; more than 0 is needed"
+    if not 0 <= muon.momentum < 1:
+        yield "optimizer.muon.momentum", f"is {muon.momentum}; 0.0 to below 1.0 is allowed"
+    replicas = config.parallelism.data_parallel_replicate_degree
+    if muon.owner_scope != -1 and muon.mode == "distributed":
+        yield (
+            "optimizer.muon.owner_scope",
+            f"is {muon.owner_scope}; mode = 'distributed' has no owners to share: -1 is needed",
+        )
+    elif muon.owner_scope > 0 and replicas > 0 and replicas % muon.owner_scope:
+        yield (
+            "optimizer.muon.owner_scope",
+            f"is {muon.owner_scope}; -1 or a divisor of "
+            f"parallelism.data_parallel_replicate_degree, {replicas}, is needed",
+        )
     steps, default = muon.polar_express_steps, unset.polar_express_steps
     if steps != default and muon.coefficients != "polar_express":
         yield (
@@ -212,8 +225,8 @@ def _schedule(config: JobConfig) -> Iterator[Finding]:
         if tokens != -1 and value != unset:
             yield (
                 f"lr_scheduler.{key}",
-                f"is {tokens} and {other} is {value}; one of them is allowed: {key} = -1 or "
-                f"{other} = {str(unset).lower()} leaves it to the other",
+                f"is {tokens} and {other} is {value}; one of them is allowed: leave out {other}, "
+                f"or set {key} to -1",
             )
     if scheduler.decay_type == "inverse_sqrt" and scheduler.min_lr_factor == 0:
         yield (

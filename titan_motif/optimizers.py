@@ -1,6 +1,7 @@
 """The optimizers of a run: torchtitan's AdamW and Adam, or Parallel Muon, as its builder wants."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
@@ -14,6 +15,8 @@ from titan_motif.components.muon import Coefficients, ParallelMuon, named_coeffi
 from titan_motif.components.muon.routing import route, routing_table
 from titan_motif.model.initialization import plain_name
 
+_SETTINGS = "param_groups."
+
 
 class MuonContainer(OptimizersContainer):
     """Parallel Muon of each part of the model, saved and loaded as torchtitan does others."""
@@ -23,6 +26,14 @@ class MuonContainer(OptimizersContainer):
         self.optimizers = [parallel_muon(part, config) for part in model_parts]
         parameters = [p for part in model_parts for p in part.parameters() if p.requires_grad]
         Optimizer.__init__(self, parameters, {})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state alone: the job says the settings at every start."""
+        return {k: v for k, v in super().state_dict().items() if not k.startswith(_SETTINGS)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        own = super().state_dict().items()
+        super().load_state_dict(state_dict | {k: v for k, v in own if k.startswith(_SETTINGS)})
 
 
 def parallel_muon(model: nn.Module, config: job.Optimizer) -> ParallelMuon:
@@ -67,8 +78,8 @@ def parallel_muon(model: nn.Module, config: job.Optimizer) -> ParallelMuon:
         logger.info(f"optimizer: {line}")
     for plan in optimizer.plans:
         logger.info(
-            f"optimizer: {len(plan.matrices)} matrices, {len(plan.chunks)} chunks, owners among "
-            f"{len(plan.ranks)} ranks of {len(plan.replicas)} replicas"
+            f"optimizer: {len(plan.matrices)} matrices in {len(plan.chunks)} chunks, owners among "
+            f"{len(plan.ranks)} ranks ({len(plan.replicas)} of the job's replicas)"
         )
     return optimizer
 

@@ -29,9 +29,17 @@ import titan_motif.device  # noqa: F401  (before anything of torchtitan)
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torchtitan.distributed import ParallelDims
 
-from titan_motif.components.muon.cost_model import Rates, plan_for, predict
+from titan_motif.components.muon.cost_model import (
+    DEFAULT_RATES,
+    Rates,
+    groups_of_replicas,
+    plan_for,
+    predict,
+    unlike_groups,
+)
 from titan_motif.components.muon.layout import families_of
-from titan_motif.components.muon.plan import assign_owners, newton_schulz_flops
+from titan_motif.components.muon.optimizer import costs_of
+from titan_motif.components.muon.plan import Plan, assign_owners
 from titan_motif.components.muon.routing import route
 from titan_motif.config import JobConfig
 from titan_motif.config_checks import model_args
@@ -177,21 +185,29 @@ def _plan_muon(config: JobConfig, parameters: dict[str, Tensor], rates: Rates) -
     muon = config.optimizer.muon
     named = {plain_name(name): p for name, p in parameters.items()}
     routes = route({n: p.shape for n, p in named.items()}, muon.muon_patterns, muon.adamw_patterns)
-    num_steps = len(muon_coefficients(muon))
-    (family,) = families_of([p for n, p in named.items() if routes[n] == "muon"], rank=0)
-    costs = [newton_schulz_flops(*m.shape, num_steps, muon.method) for m in family.matrices]
-    plan = plan_for(
-        0,
-        family.matrices,
-        family.replicas,
-        costs,
-        chunk_size=None if muon.chunk_size == -1 else muon.chunk_size,
-        owner_scope=None if muon.owner_scope == -1 else muon.owner_scope,
-        everyone_owns=muon.mode == "distributed",
-        rates=rates,
+    families = families_of([p for n, p in named.items() if routes[n] == "muon"], rank=0)
+    if not families:
+        raise ValueError("optimizer.muon.adamw_patterns leave no matrix to Muon: nothing to plan")
+    (family,) = families  # all matrices of blocks lie on one mesh
+    costs = costs_of(family.matrices, muon.mode, muon.method, len(muon_coefficients(muon)))
+    settings = {
+        "chunk_size": None if muon.chunk_size == -1 else muon.chunk_size,
+        "owner_scope": None if muon.owner_scope == -1 else muon.owner_scope,
+        "everyone_owns": muon.mode == "distributed",
+    }
+
+    def plan_of(rank: int, rates: Rates) -> Plan:
+        return plan_for(rank, family.matrices, family.replicas, costs, **settings, rates=rates)
+
+    plan = plan_of(0, rates)
+    groups = unlike_groups(groups_of_replicas(family.replicas, len(plan.replicas)), rates)
+    element_bytes = 4 if muon.mode == "exact" else 2
+    found = max(
+        (predict(plan_of(g[0][0], rates), costs, rates, element_bytes) for g in groups),
+        key=lambda prediction: prediction.total_ms,
     )
-    found = predict(plan, costs, rates)
     return {
+        "owner_scope_of_a_run": len(plan_of(0, DEFAULT_RATES).replicas),
         "matrices": len(plan.matrices),
         "parameters": sum(m.rows * m.columns for m in plan.matrices),
         "replicas": len(family.replicas),
@@ -238,7 +254,7 @@ def _print(found: Sequence[dict[str, Any]], rates: Rates) -> None:
         "max / mean",
         "TFLOP a rank",
         "GB a rank",
-        "peak MB",
+        "held MB",
         "compute ms",
         "exchange ms",
         "step ms",
@@ -262,6 +278,12 @@ def _print(found: Sequence[dict[str, Any]], rates: Rates) -> None:
     Console(width=120 if not sys.stdout.isatty() else None).print(table)
     for line in found:
         muon = line["muon"]
+        if muon["owner_scope"] != muon["owner_scope_of_a_run"]:
+            print(
+                f"{line['gpus']} GPUs: a run, which knows no such rates, would let "
+                f"{muon['owner_scope_of_a_run']} replicas share owners; "
+                f"optimizer.muon.owner_scope = {muon['owner_scope']} tells it"
+            )
         if muon["floor_of_max_over_mean"] > 1.02:
             print(
                 f"{line['gpus']} GPUs: one matrix is the floor, max / mean "

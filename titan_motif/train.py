@@ -73,10 +73,20 @@ class MotifTrainer(torchtitan.train.Trainer):
     def train_step(self, data_iterator) -> None:
         self.lr_schedulers.begin_step(self.step_tokens)
         super().train_step(data_iterator)
-        # torchtitan shortens the time-out after step 1, which a resumed run never does.
-        if self.step == self.first_step != 1:
-            seconds = timedelta(seconds=self.job_config.comm.train_timeout_seconds)
+        if self.step == self.first_step:
+            self._shorten_timeouts()
+
+    def _shorten_timeouts(self) -> None:
+        """Set the time-outs for what follows the first step, with its loading and compiling.
+
+        torchtitan does so after step 1, which a resumed run never does, and for its meshes alone.
+        """
+        seconds = timedelta(seconds=self.job_config.comm.train_timeout_seconds)
+        if self.step != 1:
             set_pg_timeouts(seconds, self.parallel_dims)
+        for optimizer in self.optimizers:
+            for group in getattr(optimizer, "exchange_groups", ()):
+                torch.distributed.distributed_c10d._set_pg_timeout(seconds, group)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the step and the tokens seen by all ranks together."""

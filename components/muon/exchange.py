@@ -104,8 +104,10 @@ class ShardedOrthogonalizer:
         self.dtype, self.device = dtype, device
         self.orthogonalize, self.is_batched = orthogonalize, is_batched
         ranks = plan.ranks
-        self.gathers = [Packing.of(plan.gathers(chunk), ranks, rank) for chunk in plan.chunks]
-        self.scatters = [Packing.of(plan.scatters(chunk), ranks, rank) for chunk in plan.chunks]
+        self.gathers, self.scatters = (
+            [Packing.of(transfers(chunk, rank), ranks, rank) for chunk in plan.chunks]
+            for transfers in (plan.gathers, plan.scatters)
+        )
         self.scatter_group = None if plan.everyone_owns else group
 
     def run(
@@ -150,6 +152,7 @@ class ShardedOrthogonalizer:
             packing = self.scatters[chunk]
             for part, view in zip(packing.sent, views(scatter.sent, packing.sent), strict=True):
                 view.copy_(part.region.of(results[part.matrix]))
+            del results  # before the next chunk is assembled
             on_its_way = scatter.start(packing, self.scatter_group)
         if self.plan.chunks:
             _wait(on_its_way)
@@ -178,6 +181,7 @@ class ShardedOrthogonalizer:
         while batches:  # a batch is let go when its results are there
             numbers, batch = batches.pop()
             results.update(zip(numbers, self.orthogonalize(batch), strict=True))
+            del batch
         return results
 
     def _apply(self, chunk: int, buffers: Buffers, apply: Callable[[int, Tensor], None]) -> None:
@@ -199,7 +203,9 @@ def group_of(ranks: Sequence[int], parameter: Tensor) -> Group:
     for group in parameter.device_mesh.get_all_groups():
         if sorted(dist.get_process_group_ranks(group)) == list(ranks):
             return group
-    return dist.new_group(list(ranks), use_local_synchronization=True)
+    # With the job's own limit: a new group would have PyTorch's default.
+    timeout = dist.group.WORLD._get_backend(parameter.device).options._timeout
+    return dist.new_group(list(ranks), timeout=timeout, use_local_synchronization=True)
 
 
 def check_same_plan(plan: Plan, group: Group, device: torch.device) -> None:

@@ -33,6 +33,7 @@ class StepGate:
 
         Args:   gradients: this rank's parts, None where it has none
         Shapes: -> (), (num_parameters,), float32, on the device
+        Raises: TooManySkippedSteps, on all ranks in the same step: the one after the last too many
         """
         here = [gradient for gradient in gradients if gradient is not None and gradient.numel()]
         bad = torch.zeros((), device=self.device)
@@ -43,14 +44,17 @@ class StepGate:
         flags = torch.cat((bad.reshape(1), self._present(gradients)))
         if dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(flags, dist.ReduceOp.MAX)
+        self.settle()
+        if self.num_skipped_in_a_row > self.max_skipped:
+            raise TooManySkippedSteps(
+                f"gradients were not finite in {self.num_skipped_in_a_row} steps in a row; "
+                f"optimizer.muon.max_skipped_steps allows {self.max_skipped}"
+            )
         self._remember(flags[0])
         return flags[0], flags[1:]
 
     def settle(self) -> None:
-        """Count the last step that was decided, if it is not counted yet.
-
-        Raises: TooManySkippedSteps, on all ranks in the same step
-        """
+        """Count the last step that was decided, if it is not counted yet."""
         if self._pending is None:
             return
         flag, event = self._pending
@@ -62,11 +66,6 @@ class StepGate:
             return
         self.num_skipped += 1
         self.num_skipped_in_a_row += 1
-        if self.num_skipped_in_a_row > self.max_skipped:
-            raise TooManySkippedSteps(
-                f"gradients were not finite in {self.num_skipped_in_a_row} steps in a row; "
-                f"optimizer.muon.max_skipped_steps allows {self.max_skipped}"
-            )
 
     def _present(self, gradients: Sequence[Tensor | None]) -> Tensor:
         key = tuple(gradient is not None for gradient in gradients)
@@ -75,7 +74,6 @@ class StepGate:
         return self._presence[key]
 
     def _remember(self, flag: Tensor) -> None:
-        self.settle()
         if not flag.is_cuda:
             self._pending = flag.clone(), None
             return

@@ -15,7 +15,7 @@ from titan_motif.components.muon.exchange import ShardedOrthogonalizer, check_sa
 from titan_motif.components.muon.gate import StepGate
 from titan_motif.components.muon.layout import Family, families_of
 from titan_motif.components.muon.newton_schulz import orthogonalize
-from titan_motif.components.muon.plan import Plan, newton_schulz_flops
+from titan_motif.components.muon.plan import Matrix, Plan, newton_schulz_flops
 from titan_motif.kernels import advance_momentum, apply_update
 
 Mode = Literal["parallel", "distributed", "exact"]
@@ -50,6 +50,17 @@ def update_scale(scale: Scale, rows: int, columns: int) -> float:
     if scale == "none":
         return 1.0
     raise ValueError(f"scale is {scale!r}; one of match_adamw, spectral, none is needed")
+
+
+def method_of(mode: Mode, method: Method) -> Method:
+    """Return the form of Newton-Schulz that a mode uses where 'auto' leaves it open."""
+    return "direct" if mode == "exact" and method == "auto" else method
+
+
+def costs_of(matrices: Sequence[Matrix], mode: Mode, method: Method, num_steps: int) -> list[int]:
+    """Return the operations that each matrix takes, by which owners are balanced."""
+    method = method_of(mode, method)
+    return [newton_schulz_flops(*matrix.shape, num_steps, method) for matrix in matrices]
 
 
 class ParallelMuon(torch.optim.Optimizer):
@@ -93,10 +104,12 @@ class ParallelMuon(torch.optim.Optimizer):
         if isinstance(coefficients, str):
             coefficients = named_coefficients(coefficients)
         self.mode, self.coefficients = mode, coefficients
-        self.method = "direct" if mode == "exact" and method == "auto" else method
+        self.method = method_of(mode, method)
         self.names: dict[Tensor, str] = {}
         super().__init__([self._complete(group) for group in groups], {})
         parameters = [p for group in self.param_groups for p in group["params"]]
+        if not parameters:
+            raise ValueError("no parameters to update")
         self._gate = StepGate(len(parameters), parameters[0].device, max_skipped_steps)
         self._init_state()
         muon = [p for g in self._groups("muon") for p in g["params"]]
@@ -111,8 +124,16 @@ class ParallelMuon(torch.optim.Optimizer):
         return [exchange.plan for exchange in self._exchanges]
 
     @property
+    def exchange_groups(self) -> list[dist.ProcessGroup]:
+        """The process groups that matrices travel in."""
+        return [exchange.group for exchange in self._exchanges if exchange.group is not None]
+
+    @property
     def num_skipped_steps(self) -> int:
-        """Steps left out so far because a gradient was not finite; waits for the last one."""
+        """Steps left out since the start of the process because a gradient was not finite.
+
+        Waits for the last step's decision.
+        """
         self._gate.settle()
         return self._gate.num_skipped
 
@@ -205,10 +226,7 @@ class ParallelMuon(torch.optim.Optimizer):
     def _exchange(
         self, family: Family, chunk_size: int | None, owner_scope: int | None
     ) -> ShardedOrthogonalizer:
-        costs = [
-            newton_schulz_flops(*matrix.shape, len(self.coefficients), self.method)
-            for matrix in family.matrices
-        ]
+        costs = costs_of(family.matrices, self.mode, self.method, len(self.coefficients))
         plan = plan_for(
             _rank(),
             family.matrices,

@@ -3,7 +3,7 @@
 import hashlib
 import heapq
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -84,34 +84,44 @@ class Plan:
         """Whether every rank owns every matrix, so that no result has to travel."""
         return all(owners == self.ranks for owners in self.owners)
 
-    def gathers(self, chunk: Sequence[int]) -> Transfers:
-        """Return what is sent to owners."""
+    def gathers(self, chunk: Sequence[int], rank: int | None = None) -> Transfers:
+        """Return what is sent to owners; of one rank alone if it is named."""
         found: Transfers = defaultdict(list)
-        for matrix, owner, replica in self._owned(chunk):
-            holders = defaultdict(list)
-            for rank in replica:
-                holders[self.matrices[matrix].regions[rank]].append(rank)
-            for region, ranks in holders.items():
-                if region.size:
-                    sender = owner if owner in ranks else ranks[matrix % len(ranks)]
-                    found[sender, owner].append(Part(matrix, region))
+        for matrix in chunk:
+            for replica in self.replicas:
+                owners = [owner for owner in self.owners[matrix] if owner in replica]
+                holders = self._holders(matrix, replica) if owners else {}
+                for owner in owners:
+                    own = self.matrices[matrix].regions.get(rank)
+                    # Another owner gets from a rank what that rank holds, and no more.
+                    regions = holders if rank in (None, owner) else holders.keys() & {own}
+                    for region in regions:
+                        ranks = holders[region]
+                        sender = owner if owner in ranks else ranks[matrix % len(ranks)]
+                        if rank in (None, sender, owner):
+                            found[sender, owner].append(Part(matrix, region))
         return found
 
-    def scatters(self, chunk: Sequence[int]) -> Transfers:
-        """Return what owners send back."""
+    def scatters(self, chunk: Sequence[int], rank: int | None = None) -> Transfers:
+        """Return what owners send back; of one rank alone if it is named."""
         found: Transfers = defaultdict(list)
         for matrix in chunk:
             owners = self.owners[matrix]
-            for rank in self.ranks:
-                region = self.matrices[matrix].regions[rank]
-                if region.size:
-                    found[rank if rank in owners else owners[0], rank].append(Part(matrix, region))
+            for receiver in self.ranks:
+                region = self.matrices[matrix].regions[receiver]
+                sender = receiver if receiver in owners else owners[0]
+                if region.size and rank in (None, sender, receiver):
+                    found[sender, receiver].append(Part(matrix, region))
         return found
 
-    def _owned(self, chunk: Sequence[int]) -> Iterator[tuple[int, int, tuple[int, ...]]]:
-        for matrix in chunk:
-            for owner in self.owners[matrix]:
-                yield matrix, owner, next(r for r in self.replicas if owner in r)
+    def _holders(self, matrix: int, replica: Sequence[int]) -> dict[Region, list[int]]:
+        """Return the ranks of a replica that hold each region of a matrix, empty ones left out."""
+        holders: dict[Region, list[int]] = {}
+        for rank in replica:
+            region = self.matrices[matrix].regions[rank]
+            if region.size:
+                holders.setdefault(region, []).append(rank)
+        return holders
 
     def digest(self) -> str:
         """Return a hash by which ranks see whether they have the same plan."""

@@ -409,6 +409,38 @@ def test_a_step_has_one_exchange_each_way_a_chunk_and_nothing_hidden(rank_pool, 
         assert found == {"alltoall_base_": 2 * num_chunks, "allreduce_": 1}
 
 
+def updates_of_replicas(scope: int) -> tuple[list[torch.Tensor], tuple, bool]:
+    """A step on matrices that each of four ranks holds whole; the ranks that exchange."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Replicate
+
+    from titan_motif.components.muon import ParallelMuon
+
+    mesh = init_device_mesh("cpu", (4,))
+    parameters = []
+    for index, shape in enumerate([(6, 10), (12, 5), (4, 4)]):
+        whole = DTensor.from_local(torch.zeros(shape), mesh, [Replicate()])
+        parameters.append(torch.nn.Parameter(whole))
+        gradient = gradient_of(str(index), shape, 0)
+        parameters[-1].grad = DTensor.from_local(gradient, mesh, [Replicate()])
+    group = {"params": parameters, "algorithm": "muon", "lr": 1.0, "weight_decay": 0.0}
+    optimizer = ParallelMuon([group], mode="exact", owner_scope=scope, chunk_size=2)
+    optimizer.step()
+    is_own = [g is not torch.distributed.group.WORLD for g in optimizer.exchange_groups]
+    return [-p.to_local() for p in parameters], optimizer.plans[0].ranks, all(is_own)
+
+
+def test_groups_of_replicas_that_are_no_axis_of_the_mesh(rank_pool):
+    results = rank_pool.run(updates_of_replicas, 4, 2)
+    assert [ranks for _, ranks, _ in results] == [(0, 1), (0, 1), (2, 3), (2, 3)]
+    for found, _, has_own_group in results:
+        assert has_own_group
+        for index, update in enumerate(found):
+            gradient = gradient_of(str(index), update.shape, 0)
+            (expected,) = reference_updates([gradient], nesterov=True)
+            assert (update - expected).norm() / expected.norm() < 1e-6
+
+
 def test_distributed_mode_sends_nothing_back(rank_pool):
     for found, num_chunks in rank_pool.run(
         collectives_of_a_step, 2, "fsdp2", {"mode": "distributed"}

@@ -86,6 +86,8 @@ def main(options: Options) -> None:
     if flavor not in FLAVORS:
         raise ValueError(f"--flavor is {flavor!r}; one of {', '.join(FLAVORS)} is needed")
     is_real = "WORLD_SIZE" in os.environ
+    if options.ranks < 1 or (options.layers is not None and options.layers < 1):
+        raise ValueError("--ranks and --layers need at least 1")
     if not is_real and not 0 <= options.rank < options.ranks:
         raise ValueError(f"--rank is {options.rank}; 0 to {options.ranks - 1} is allowed")
     shapes = matrices_of(flavor, options.layers)

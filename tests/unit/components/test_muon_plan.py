@@ -119,6 +119,12 @@ def test_every_owner_gets_whole_matrices_and_every_rank_its_part(
     assert sorted(itertools.chain(*plan.chunks)) == list(range(len(shapes)))
     for chunk in plan.chunks:
         gathered, scattered = plan.gathers(chunk), plan.scatters(chunk)
+        for rank in plan.ranks:  # a rank that asks for itself learns the same of itself
+            for mine, everyones in (
+                (plan.gathers(chunk, rank), gathered),
+                (plan.scatters(chunk, rank), scattered),
+            ):
+                assert mine == {pair: p for pair, p in everyones.items() if rank in pair}
         for matrix in chunk:
             shape = shapes[matrix]
             for owner in plan.owners[matrix]:

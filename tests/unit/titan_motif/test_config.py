@@ -107,12 +107,12 @@ BAD_FILES = {
     "warm-up twice": (
         "[lr_scheduler]\nwarmup_steps = 30\nwarmup_tokens = 5000",
         "lr_scheduler.warmup_tokens is 5000 and warmup_steps is 30; one of them is allowed",
-        "warmup_tokens = -1 or warmup_steps = 200 leaves",
+        "leave out warmup_steps, or set warmup_tokens to -1",
     ),
     "decay twice": (
         "[lr_scheduler]\ndecay_ratio = 0.5\ndecay_tokens = 0",
         "lr_scheduler.decay_tokens is 0 and decay_ratio is 0.5; one of them is allowed",
-        "decay_tokens = -1 or decay_ratio = none leaves",
+        "leave out decay_ratio, or set decay_tokens to -1",
     ),
     "negative tokens": ("[lr_scheduler]\ndecay_tokens = -2", "decay_tokens is -2", "at least -1"),
     "inverse square root of nothing": (
