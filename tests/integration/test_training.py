@@ -456,3 +456,16 @@ def test_a_run_that_has_blown_up_says_so_and_stops(rank_pool, arguments):
     with pytest.raises(AssertionError, match=message) as failed:
         rank_pool.run(run, 2, [*arguments, *blown], str(ROOT))
     assert str(failed.value).count("TooManySkippedSteps: gradients") == 2  # on both ranks
+
+
+def test_a_checkpoint_of_another_optimizer_says_how_to_go_on(rank_pool, arguments):
+    short = [*arguments, "--training.steps", "2", "--summary.enable=false"]
+    rank_pool.run(run, 1, [*short, "--optimizer.name", "AdamW"], str(ROOT))
+    more = [*short, "--training.steps", "3"]
+    advice = r"Another optimizer, or another routing, wrote it: checkpoint.exclude_from_loading = "
+    with pytest.raises(AssertionError, match=advice):
+        rank_pool.run(run, 1, more, str(ROOT))
+    (log,) = rank_pool.run(
+        run, 1, [*more, "--checkpoint.exclude_from_loading", "optimizer"], str(ROOT)
+    )
+    assert any(line.startswith("continuing from step 2 ") for line in log)
