@@ -5,11 +5,14 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+import torch
+
 from titan_motif.components.curriculum.loader import PackedTokens
+from titan_motif.components.muon.routing import route
 from titan_motif.config import JobConfig, LRScheduler, Muon, value_of
 from titan_motif.config_refusals import check_served
 from titan_motif.layout import Finding, check_layout
-from titan_motif.model.args import FLAVORS, Motif2ModelArgs
+from titan_motif.model import FLAVORS, Motif2Model, Motif2ModelArgs
 
 _AT_LEAST = {
     "training.steps": 1,
@@ -210,6 +213,16 @@ def _model(config: JobConfig) -> Iterator[Finding]:
             "training.builtin_vocab_size",
             (f"is {vocab}; the model's embedding has {args.vocab_size} entries"),
         )
+    muon = config.optimizer.muon
+    for key in ("muon_patterns", "adamw_patterns"):
+        patterns = getattr(muon, key)
+        if patterns and config.optimizer.name == "ParallelMuon":
+            with torch.device("meta"):
+                parameters = dict(Motif2Model(args).named_parameters())
+            try:
+                route({name: p.shape for name, p in parameters.items()}, **{key: patterns})
+            except ValueError as error:
+                yield f"optimizer.muon.{key}", f"is {patterns}: {error}"
 
 
 def _schedule(config: JobConfig) -> Iterator[Finding]:

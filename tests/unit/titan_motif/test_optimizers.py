@@ -142,6 +142,15 @@ BAD_VALUES = {
     ),
     "chunk": (["--optimizer.muon.chunk_size", "0"], "chunk_size is 0; -1 (4 for each rank) or at"),
     "rate": (["--optimizer.muon.adamw_lr", "-1.0"], "adamw_lr is -1.0; more than 0 is needed"),
+    "pattern": (
+        ["--optimizer.muon.adamw_patterns", "*.key.weight"],
+        "adamw_patterns is ['*.key.weight']: adamw pattern '*.key.weight' matches no parameter",
+    ),
+    "scope": (
+        ["--optimizer.muon.owner_scope", "3"],
+        "owner_scope is 3; -1 or a divisor of parallelism.data_parallel_replicate_degree, 1, is",
+    ),
+    "momentum": (["--optimizer.muon.momentum", "1.0"], "momentum is 1.0; 0.0 to below 1.0 is"),
     "mode": (["--optimizer.muon.mode", "fast"], "mode is 'fast'"),
 }
 
