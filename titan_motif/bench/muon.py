@@ -25,13 +25,16 @@ from rich.table import Table
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
-from torch.testing._internal.distributed.fake_pg import FakeStore
 
+import titan_motif.device  # noqa: F401  (before anything of torchtitan)
+
+# isort: split
 from titan_motif.components.muon import ParallelMuon
 from titan_motif.components.muon.cost_model import Rates, predict
 from titan_motif.components.muon.plan import newton_schulz_flops
 from titan_motif.components.muon.routing import route
 from titan_motif.model import FLAVORS, Motif2Model
+from titan_motif.plan import simulated_ranks
 
 NUM_STEPS = 5
 """Timed steps, of which the median counts."""
@@ -135,16 +138,15 @@ def _chunk_sizes(words: str, num_matrices: int) -> list[int | None]:
 def _ranks(options: Options, is_real: bool, has_gpu: bool) -> Iterator[str]:
     """Be a rank, and yield its device."""
     device = "cuda" if has_gpu else "cpu"
-    if is_real:
-        if has_gpu:
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("nccl" if has_gpu else "gloo")
-    else:
-        world = {"rank": options.rank, "world_size": options.ranks}
-        dist.init_process_group("fake", store=FakeStore(), **world)
-    try:
-        with contextlib.nullcontext() if is_real else _random_exchange():
+    if not is_real:
+        with simulated_ranks(options.ranks, options.rank), _random_exchange():
             yield device
+        return
+    if has_gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if has_gpu else "gloo")
+    try:
+        yield device
     finally:
         dist.destroy_process_group()
 
