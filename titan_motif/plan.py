@@ -4,19 +4,17 @@ The model is parallelised as a run would have it, on meta tensors and a process 
 nothing, and the optimizer's own planning is asked.
 """
 
-import contextlib
 import dataclasses
 import json
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-import torch.distributed as dist
 import tyro
 from rich.console import Console
 from rich.progress import track
@@ -26,7 +24,6 @@ from torch import Tensor, nn
 import titan_motif.device  # noqa: F401  (before anything of torchtitan)
 
 # isort: split
-from torch.testing._internal.distributed.fake_pg import FakeStore
 from torchtitan.distributed import ParallelDims
 
 from titan_motif.components.muon.cost_model import (
@@ -48,6 +45,7 @@ from titan_motif.model import Motif2Model
 from titan_motif.model.initialization import plain_name
 from titan_motif.optimizers import muon_coefficients
 from titan_motif.parallelize import parallelize
+from titan_motif.simulation import simulated_ranks
 
 
 @dataclass
@@ -152,16 +150,6 @@ def plan_job(path: Path, gpus: int, rates: Rates, replicas: int | None = None) -
         "muon": muon,
         "seconds": round(time.perf_counter() - begin, 2),
     }
-
-
-@contextlib.contextmanager
-def simulated_ranks(world_size: int, rank: int = 0) -> Iterator[None]:
-    """Be a rank of a process group that sends nothing."""
-    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
 
 
 def parallel_model(config: JobConfig, world_size: int) -> nn.Module:

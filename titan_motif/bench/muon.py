@@ -34,7 +34,7 @@ from titan_motif.components.muon.cost_model import Rates, predict
 from titan_motif.components.muon.plan import newton_schulz_flops
 from titan_motif.components.muon.routing import route
 from titan_motif.model import FLAVORS, Motif2Model
-from titan_motif.plan import simulated_ranks
+from titan_motif.simulation import simulated_ranks
 
 NUM_STEPS = 5
 """Timed steps, of which the median counts."""
