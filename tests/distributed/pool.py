@@ -124,6 +124,7 @@ def _serve(connection: Connection) -> None:
     import torch
     import torch.distributed as dist
 
+    sys.path.append(str(Path(__file__).parent))  # where test modules find `layouts`
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
     logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)

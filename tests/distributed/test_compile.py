@@ -1,20 +1,13 @@
 """torch.compile of the blocks: one graph for all layers, none broken, none compiled again."""
 
+import layouts
 import torch
 
 
 def compile_counts(recompute: str, tensor: int):
     """Graphs, breaks and recompilations of 8 blocks: after one step, and after two more."""
-    import importlib.util
-    from pathlib import Path
-
     from torch._dynamo.utils import counters
     from torchtitan.distributed.utils import get_train_context
-
-    path = Path(__file__).with_name("test_layouts.py")
-    spec = importlib.util.spec_from_file_location("layouts", path)
-    layouts = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(layouts)
 
     torch._dynamo.reset()
     counters.clear()

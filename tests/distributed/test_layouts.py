@@ -2,79 +2,7 @@
 
 import pytest
 import torch
-
-SMALL = {
-    "dim": 40,
-    "n_layers": 2,
-    "n_heads": 20,
-    "n_kv_heads": 8,
-    "head_dim": 4,
-    "hidden_dim": 48,
-    "grouped_ratio": 4,
-    "vocab_size": 304,  # two blocks of rows, so that a shard's edge falls into a block
-    "max_seq_len": 64,
-    "init_std": 0.1,
-}
-NUM_SEQUENCES, SEQ_LEN = 12, 16
-
-# ranks, and the degrees of replicas, shards, tensor parallelism
-LAYOUTS = {
-    "one": (1, 1, 1, 1),
-    "fsdp2": (2, 1, 2, 1),
-    "fsdp3": (3, 1, 3, 1),
-    "hsdp2x2": (4, 2, 2, 1),
-    "tp2": (2, 1, 1, 2),
-    "tp4": (4, 1, 1, 4),
-    "fsdp2_tp2": (4, 1, 2, 2),
-}
-
-
-def all_tokens() -> torch.Tensor:
-    # lambda's gradient is a sum of terms that may cancel; with this seed none does, and one
-    # rank's float32 gradients are within 2e-6 of float64's (asserted in `one_rank`).
-    generator = torch.Generator().manual_seed(1)
-    size = (NUM_SEQUENCES, SEQ_LEN + 1)
-    return torch.randint(0, SMALL["vocab_size"], size, generator=generator)
-
-
-def build(layout: str, recompute: str = "none", backend: str | None = None, **arguments):
-    """A model parallelised as a job would have it, on all ranks of the process group."""
-    from torchtitan.distributed import ParallelDims
-
-    from titan_motif.config import JobConfig
-    from titan_motif.model import Motif2Model, Motif2ModelArgs
-    from titan_motif.parallelize import parallelize
-
-    world_size, replicate, shard, tensor = LAYOUTS[layout]
-    dims = ParallelDims(
-        dp_replicate=replicate,
-        dp_shard=shard,
-        tp=tensor,
-        **{"cp": 1, "pp": 1, "ep": 1, "etp": 1},
-        world_size=world_size,
-    )
-    config = JobConfig()
-    config.training.mixed_precision_param = "float32"
-    config.parallelism.data_parallel_replicate_degree = replicate
-    config.parallelism.data_parallel_shard_degree = shard
-    config.parallelism.tensor_parallel_degree = tensor
-    config.activation_checkpoint.mode = recompute
-    config.activation_checkpoint.selective_ac_option = "op"
-    config.compile.enable = backend is not None
-    config.compile.backend = backend or "inductor"
-    with torch.device("meta"):
-        model = Motif2Model(Motif2ModelArgs(**SMALL | arguments))
-    parallelize(model, dims, config)
-    model.to_empty(device="cpu")
-    model.init_weights()
-    return model, dims
-
-
-def named(model, what):
-    """Gather what(parameter) of every parameter, under the names of the plain model."""
-    from titan_motif.model.initialization import plain_name
-
-    return {plain_name(n): what(p) for n, p in model.named_parameters()}
+from layouts import LAYOUTS, NUM_SEQUENCES, SEQ_LEN, SMALL, all_tokens, build, named
 
 
 def one_step(layout: str, recompute: str = "none", backend: str | None = None, **arguments):
@@ -198,6 +126,7 @@ def bfloat16_step():
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
     from titan_motif.model import Motif2Model, Motif2ModelArgs
+    from titan_motif.model.scalars import Scalars
     from titan_motif.parallelize import shard
 
     mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("fsdp",))
@@ -213,7 +142,8 @@ def bfloat16_step():
 
     def remember(name):
         def hook(module, arguments, output):
-            scalars = arguments[-1]
+            (scalars,) = (x for x in arguments if isinstance(x, Scalars))
+            output = output[0] if isinstance(output, tuple) else output
             seen[name] = {
                 "lam": scalars.lam.dtype,
                 "poly_weight": scalars.poly_weight.dtype,

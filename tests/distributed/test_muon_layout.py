@@ -1,21 +1,14 @@
 """The regions of matrices, against what every rank of every layout really holds."""
 
+import layouts
 import pytest
 import torch
 
 
 def mismatches(layout: str, **arguments) -> tuple[int, list[str], dict]:
     """Matrices looked at, those whose local part is not their region, and one's regions."""
-    import importlib.util
-    from pathlib import Path
-
     from titan_motif.components.muon.layout import regions_of
     from titan_motif.model.initialization import plain_name
-
-    path = Path(__file__).with_name("test_layouts.py")
-    spec = importlib.util.spec_from_file_location("layouts", path)
-    layouts = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(layouts)
 
     model, _ = layouts.build(layout, **arguments)
     rank, wrong, count, regions = torch.distributed.get_rank(), [], 0, {}

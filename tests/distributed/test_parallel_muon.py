@@ -1,8 +1,6 @@
 """Parallel Muon on ranks, against a reference of one process that shares no code with it."""
 
-import importlib.util
-from pathlib import Path
-
+import layouts
 import pytest
 import torch
 
@@ -17,14 +15,6 @@ MOMENTUM = 0.95
 RANKS = {"one": 1, "fsdp2": 2, "fsdp3": 3, "tp2": 2}
 UNEVEN = {"n_heads": 5, "n_kv_heads": 2}  # 20 rows over 3 ranks; 8 rows of keys: 3, 3, 2
 EMPTY = {"n_heads": 5, "n_kv_heads": 2, "head_dim": 2}  # 4 rows of keys over 3 ranks: 2, 2, 0
-
-
-def layouts():
-    path = Path(__file__).with_name("test_layouts.py")
-    spec = importlib.util.spec_from_file_location("layouts", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def gradient_of(name: str, shape, step: int) -> torch.Tensor:
@@ -56,7 +46,7 @@ def build(layout: str, arguments: dict, options: dict, settings: dict | None = N
     from titan_motif.components.muon.routing import route
     from titan_motif.model.initialization import plain_name
 
-    model, _ = layouts().build(layout, **arguments)
+    model, _ = layouts.build(layout, **arguments)
     named = {plain_name(name): p for name, p in model.named_parameters()}
     routes = route({name: p.shape for name, p in named.items()})
     groups = [
@@ -369,23 +359,9 @@ def test_state_saved_on_four_ranks_continues_on_other_layouts(rank_pool, tmp_pat
 
 def collectives_of_a_step(layout: str, options: dict) -> tuple[dict[str, int], int]:
     """Names and counts of all collectives of a step, and the plan's chunks."""
-    from collections import Counter
-
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class Count(TorchDispatchMode):
-        def __init__(self) -> None:
-            super().__init__()
-            self.found: Counter[str] = Counter()
-
-        def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
-            if function.namespace in ("c10d", "_c10d_functional"):
-                self.found[function._opname] += 1
-            return function(*arguments, **(keywords or {}))
-
     named, _, optimizer = build(layout, {}, {"mode": "parallel", "chunk_size": 4} | options)
     set_gradients(named, 0)
-    with Count() as count:
+    with layouts.CountCollectives() as count:
         optimizer.step()
     (plan,) = optimizer.plans
     return dict(count.found), len(plan.chunks)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import layouts
 import pytest
 import torch
 
@@ -11,17 +12,9 @@ NUM_LAYERS = 2
 
 def work_of_a_step(mode: str):
     """Operators called by a step's forward and backward pass, and the bytes kept between them."""
-    import importlib.util
-    from pathlib import Path
-
     from torch.multiprocessing.reductions import StorageWeakRef
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_leaves
-
-    path = Path(__file__).with_name("test_layouts.py")
-    spec = importlib.util.spec_from_file_location("layouts", path)
-    layouts = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(layouts)
 
     class Watch(TorchDispatchMode):
         def __init__(self):
