@@ -1,7 +1,6 @@
 """The operators in plain PyTorch: the path on CPU, and the oracle of every faster path."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -122,54 +121,3 @@ def cast_scaled(x: Tensor, scales: Tensor | None, dtype: torch.dtype) -> Tensor:
     if scales is None:
         return x.to(dtype)
     return (x.to(torch.promote_types(x.dtype, scales.dtype)) * scales).to(dtype)
-
-
-def grouped_differential_attention(
-    q: Tensor,  # (batch, seq, heads, head_dim): per group `ratio` signal heads, then a noise head
-    k: Tensor,  # (batch, seq, 2 * pairs, head_dim): even heads serve signal, odd heads noise
-    v: Tensor,  # (batch, seq, 2 * pairs, head_dim): two neighbours form one value, 2 * head_dim
-    lam: Tensor,  # scalar
-    ratio: int,
-) -> Tensor:  # (batch, seq, signal heads, 2 * head_dim)
-    """Causal attention maps of the signal heads minus lam times their group's noise map.
-
-    Equation: O_s = softmax(q1_s k1_g^T / sqrt(d)) V_g - lam softmax(q2_g k2_g^T / sqrt(d)) V_g,
-              V_g = concat(v1_g, v2_g), g the group of signal head s
-              (Motif 2 12.7B technical report, https://arxiv.org/abs/2511.07464)
-    Raises:   ValueError if the heads do not form whole groups, or the groups do not share pairs
-    Departs:  each softmax meets v1 and v2 in two SDPA calls, since the fast SDPA kernels want
-              values as wide as the keys
-    """
-    batch, seq, num_heads, head_dim = q.shape
-    num_pairs, groups = k.shape[2] // 2, num_heads // (ratio + 1)
-    if num_heads != groups * (ratio + 1) or k.shape[2] % 2 or groups % max(num_pairs, 1):
-        raise ValueError(
-            f"{num_heads} query heads at ratio {ratio} with {k.shape[2]} key heads: heads must be "
-            f"a multiple of ratio + 1, and their groups a multiple of the key pairs"
-        )
-    grouped = q.view(batch, seq, groups, ratio + 1, head_dim)
-    q_signal = grouped[..., :ratio, :].flatten(2, 3).transpose(1, 2)
-    q_noise = grouped[..., ratio, :].transpose(1, 2)
-    k_signal, k_noise = k[:, :, 0::2].transpose(1, 2), k[:, :, 1::2].transpose(1, 2)
-    values = [v[:, :, half::2].transpose(1, 2) for half in (0, 1)]
-
-    def attend(queries: Tensor, keys: Tensor) -> Tensor:
-        halves = [_causal_attention(queries, keys, value).transpose(1, 2) for value in values]
-        return torch.cat(halves, dim=-1)  # (batch, seq, heads, 2 * head_dim), contiguous
-
-    noise = attend(q_noise, k_noise).repeat_interleave(ratio, dim=2)
-    return attend(q_signal, k_signal) - lam.to(q.dtype) * noise
-
-
-def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Plain causal attention; q (batch, seq, heads, head_dim), fewer key and value heads allowed.
-
-    Shapes: -> (batch, seq, heads, head_dim)
-    """
-    out = _causal_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-    return out.transpose(1, 2)
-
-
-def _causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """SDPA on (batch, heads, seq, head_dim); neighbouring query heads share a key head."""
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)

@@ -62,3 +62,66 @@ class Launches:
     def __getitem__(self, grid):
         self.count += 1
         return self.kernel[grid]
+
+
+def causal_logits(q: Tensor, k: Tensor, ratio: int, document_ids: Tensor | None = None) -> Tensor:
+    """Return every query head's scaled logits, -inf where it may not look; ratio 0: no noise heads.
+
+    Shapes: q (batch, seq, heads, head_dim), k (batch, seq, key heads, head_dim)
+            -> (batch, heads, seq, seq)
+    """
+    batch, seq, num_heads, head_dim = q.shape
+    met = [key_head_of(head, num_heads, k.shape[2], ratio) for head in range(num_heads)]
+    logits = torch.einsum("bqhd,bkhd->bhqk", q, k[:, :, met]) / head_dim**0.5
+    allowed = torch.ones(batch, seq, seq, dtype=torch.bool, device=q.device).tril()
+    if document_ids is not None:
+        runs = (document_ids.diff(dim=1) != 0).cumsum(1)  # number of each token's but the first
+        runs = torch.nn.functional.pad(runs, (1, 0))
+        allowed &= runs[:, :, None] == runs[:, None, :]
+    return logits.masked_fill(~allowed[:, None], -torch.inf)
+
+
+def key_head_of(head: int, num_heads: int, num_key_heads: int, ratio: int) -> int:
+    """Return the key head that a query head meets: neighbours share, noise heads the odd ones."""
+    if ratio == 0:
+        return head // (num_heads // num_key_heads)
+    group, place = divmod(head, ratio + 1)
+    groups_per_pair = num_heads // (ratio + 1) // (num_key_heads // 2)
+    return 2 * (group // groups_per_pair) + (place == ratio)
+
+
+def attention_maps(
+    q: Tensor, k: Tensor, v: Tensor, ratio: int, document_ids: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the softmax of the signal heads and of the noise heads, times the pairs' values.
+
+    Shapes: as q, k and v of grouped_differential_attention -> (batch, seq, groups, ratio,
+            2 * head_dim) and (batch, seq, groups, 1, 2 * head_dim)
+    """
+    weights = causal_logits(q, k, ratio, document_ids).softmax(-1)
+    values = torch.cat((v[:, :, 0::2], v[:, :, 1::2]), -1)  # (batch, seq, pairs, 2 * head_dim)
+    values = values.repeat_interleave(q.shape[2] // values.shape[2], dim=2)
+    maps = torch.einsum("bhqk,bkhw->bqhw", weights, values).unflatten(2, (-1, ratio + 1))
+    return maps[..., :ratio, :], maps[..., ratio:, :]
+
+
+def differential_attention(
+    q: Tensor, k: Tensor, v: Tensor, lam: Tensor, ratio: int, document_ids: Tensor | None = None
+) -> Tensor:
+    """Return grouped differential attention by its formula, with whole (seq, seq) matrices."""
+    signal, noise = attention_maps(q, k, v, ratio, document_ids)
+    return (signal - lam * noise).flatten(2, 3)
+
+
+def packed_ids(batch: int, seq: int, device: str) -> Tensor:
+    """Ids of packed documents, and ids that come back later; the sequences take turns.
+
+    One is cut at and beside tiles' edges. Two have a document of two thirds of the sequence, at
+    its end and at its start: there lie whole tiles between those that need a mask.
+    """
+    cuts = [{1, 64, seq // 2, 128, seq - 1}, {seq // 3}, {seq - seq // 3}]
+    ids = torch.zeros(batch, seq, dtype=torch.long)
+    for row, sequence in enumerate(ids):
+        for number, cut in enumerate(sorted(cuts[row % 3])):
+            sequence[cut:] = (number + 1) % 2
+    return ids.to(device)

@@ -1,0 +1,239 @@
+"""Causal attention of a Motif block, grouped differential or plain: which path runs, and operators.
+
+The differential form is one Triton kernel for each direction's parts where a GPU has them
+(attention_forward.py, attention_backward.py), and SDPA elsewhere (attention_reference.py).
+"""
+
+import math
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from titan_motif.kernels import attention_reference as reference
+from titan_motif.kernels.attention_backward import launch_backward
+from titan_motif.kernels.attention_forward import Shape, launch_forward
+from titan_motif.kernels.documents import Documents, allowed_keys, documents_of
+from titan_motif.kernels.largest_logits import largest_logits
+from titan_motif.kernels.launch import IS_INTERPRETED
+
+AttentionImplementation = Literal["auto", "triton", "sdpa"]
+"""'auto': Triton where it serves (see `attention_problem`), SDPA elsewhere. 'triton' and 'sdpa':
+that path, or a ValueError."""
+
+HEAD_DIMS = (16, 32, 64, 128)
+"""Widths of a head that the Triton kernels take."""
+_DTYPES = (torch.bfloat16, torch.float16)
+
+
+class AttentionStatistics(NamedTuple):
+    """What a call saw, over its whole batch; no gradients."""
+
+    max_logits: Tensor
+    """(heads,) float32: each head's largest logit, scaled by 1 / sqrt(head_dim)."""
+    noise_over_signal: Tensor
+    """() float32: norm of lam times the noise maps' outputs over that of the signal maps'."""
+
+
+def attention_problem(dtype: torch.dtype, head_dim: int, device: torch.device) -> str | None:
+    """Return why the Triton kernels of differential attention do not serve, or None."""
+    if dtype not in _DTYPES:
+        return f"{dtype} is not served, only bfloat16 and float16"
+    if head_dim not in HEAD_DIMS:
+        return f"head_dim is {head_dim}; one of {', '.join(map(str, HEAD_DIMS))} is needed"
+    if device.type == "cuda":
+        is_old = torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0)
+        return "a GPU of compute capability 8.0 or later is needed" if is_old else None
+    if device.type == "cpu" and IS_INTERPRETED:
+        return "Triton's interpreter multiplies no bfloat16" if dtype == torch.bfloat16 else None
+    return f"a tensor on {device.type} needs 'sdpa'"
+
+
+def grouped_differential_attention(
+    q: Tensor,  # (batch, seq, heads, head_dim): per group `ratio` signal heads, then a noise head
+    k: Tensor,  # (batch, seq, 2 * pairs, head_dim): even heads serve signal, odd heads noise
+    v: Tensor,  # (batch, seq, 2 * pairs, head_dim): two neighbours form one value, 2 * head_dim
+    lam: Tensor,  # scalar
+    ratio: int,
+    document_ids: Tensor | Documents | None = None,  # (batch, seq) integers
+    *,
+    with_statistics: bool = False,
+    exact_above: float = -math.inf,
+    implementation: AttentionImplementation = "auto",
+) -> Any:  # (batch, seq, signal heads, 2 * head_dim); with statistics, a pair
+    """Causal attention maps of the signal heads minus lam times their group's noise map.
+
+    Equation: O_s = softmax(q1_s k1_g^T / sqrt(d)) V_g - lam softmax(q2_g k2_g^T / sqrt(d)) V_g,
+              V_g = concat(v1_g, v2_g), g the group of signal head s
+              (Motif 2 12.7B technical report, https://arxiv.org/abs/2511.07464)
+    Args:
+        document_ids:    tokens attend within their run of equal ids; None: one document. Bounds
+                         that serve several layers: `documents_of(document_ids)`
+        with_statistics: return (output, AttentionStatistics)
+        exact_above:     SDPA tells upper bounds of the largest logits, within log(seq): those above
+                         this are replaced by the exact ones. The Triton kernels' are all exact.
+    Raises:   ValueError if the heads do not form whole groups, the groups do not share pairs, or
+              the chosen implementation does not serve
+    """
+    _check(q, k, v, ratio)
+    documents = _documents(document_ids)
+    if _runs_triton(q, implementation):
+        first, last = (None, None) if documents is None else documents
+        out, _, _, max_logits, squares = _differential_attention(q, k, v, lam, first, last, ratio)
+        if not with_statistics:
+            return out
+        signal, noise = squares.sqrt().unbind()
+        return out, AttentionStatistics(max_logits, _ratio(noise, signal))
+    out, signal, noise, bounds = reference.grouped_differential_attention(
+        q, k, v, lam, ratio, _mask(documents), with_bounds=with_statistics
+    )
+    if not with_statistics:
+        return out
+    wide = torch.promote_types(q.dtype, torch.float32)
+    norms = [torch.linalg.vector_norm(x.detach(), dtype=wide).float() for x in (noise, signal)]
+    max_logits = _exact(q, k, documents, bounds, ratio, exact_above)
+    return out, AttentionStatistics(max_logits, _ratio(*norms))
+
+
+def attention(
+    q: Tensor,  # (batch, seq, heads, head_dim)
+    k: Tensor,  # (batch, seq, fewer or as many heads, head_dim)
+    v: Tensor,  # like k
+    document_ids: Tensor | Documents | None = None,
+    *,
+    with_statistics: bool = False,
+    exact_above: float = -math.inf,
+) -> Any:  # like q; with statistics, a pair
+    """Plain causal attention by SDPA; arguments as of `grouped_differential_attention`."""
+    documents = _documents(document_ids)
+    out, bounds = reference.attention(q, k, v, _mask(documents), with_bounds=with_statistics)
+    if not with_statistics:
+        return out
+    max_logits = _exact(q, k, documents, bounds, 0, exact_above)
+    return out, AttentionStatistics(max_logits, max_logits.new_zeros(()))
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, ratio: int) -> None:
+    num_heads, groups = q.shape[2], q.shape[2] // (ratio + 1)
+    if num_heads != groups * (ratio + 1) or k.shape[2] % 2 or groups % max(k.shape[2] // 2, 1):
+        raise ValueError(
+            f"{num_heads} query heads at ratio {ratio} with {k.shape[2]} key heads: heads must be "
+            f"a multiple of ratio + 1, and their groups a multiple of the key pairs"
+        )
+    if v.shape != k.shape:
+        raise ValueError(f"v has the shape {tuple(v.shape)}; k's, {tuple(k.shape)}, is needed")
+
+
+def _documents(document_ids: Tensor | Documents | None) -> Documents | None:
+    return documents_of(document_ids) if isinstance(document_ids, Tensor) else document_ids
+
+
+def _mask(documents: Documents | None) -> Tensor | None:
+    return None if documents is None else allowed_keys(documents)
+
+
+def _runs_triton(q: Tensor, implementation: str) -> bool:
+    if implementation not in get_args(AttentionImplementation):
+        allowed = ", ".join(map(repr, get_args(AttentionImplementation)))
+        raise ValueError(f"implementation is {implementation!r}; one of {allowed} is needed")
+    if implementation == "sdpa":
+        return False
+    problem = attention_problem(q.dtype, q.shape[-1], q.device)
+    if problem is not None and implementation == "triton":
+        raise ValueError(f"implementation is 'triton'; {problem}")
+    return problem is None and q.numel() > 0
+
+
+def _exact(
+    q: Tensor,
+    k: Tensor,
+    documents: Documents | None,
+    bounds: Tensor,
+    ratio: int,
+    exact_above: float,
+) -> Tensor:
+    first = None if documents is None else documents.first
+    return largest_logits(q.detach(), k.detach(), first, bounds, ratio, exact_above)
+
+
+def _ratio(noise_norm: Tensor, signal_norm: Tensor) -> Tensor:
+    return noise_norm / signal_norm.clamp_min(torch.finfo(torch.float32).tiny)
+
+
+# ---- operators
+
+
+@torch.library.custom_op("titan_motif::differential_attention", mutates_args=())
+def _differential_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lam: Tensor,
+    first: Tensor | None,
+    last: Tensor | None,
+    ratio: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    documents = None if first is None else Documents(first.contiguous(), last.contiguous())
+    q, k, v = (x.contiguous() for x in (q, k, v))
+    return launch_forward(q, k, v, lam.float(), documents, ratio)
+
+
+@_differential_attention.register_fake
+def _(q, k, v, lam, first, last, ratio):
+    shape = Shape.of(q, k, ratio)
+    width = 2 * shape.head_dim
+    return (
+        q.new_empty(shape.batch, shape.seq, shape.num_signal_heads, width),
+        q.new_empty(shape.batch, shape.seq, shape.num_groups, width),
+        q.new_empty(shape.batch, shape.num_heads, shape.seq, dtype=torch.float32),
+        q.new_empty(shape.num_heads, dtype=torch.float32),
+        q.new_empty(2, dtype=torch.float32),
+    )
+
+
+@torch.library.custom_op("titan_motif::differential_attention_backward", mutates_args=())
+def _backward(
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lam: Tensor,
+    first: Tensor | None,
+    last: Tensor | None,
+    out: Tensor,
+    noise: Tensor,
+    logsumexp: Tensor,
+    ratio: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    documents = None if first is None else Documents(first.contiguous(), last.contiguous())
+    dout, q, k, v = (x.contiguous() for x in (dout, q, k, v))
+    dq, dk, dv, dlam = launch_backward(
+        dout, q, k, v, lam.float(), documents, out, noise, logsumexp, ratio
+    )
+    return dq, dk, dv, dlam.to(lam.dtype)
+
+
+@_backward.register_fake
+def _(dout, q, k, v, lam, first, last, out, noise, logsumexp, ratio):
+    contiguous = {"memory_format": torch.contiguous_format}
+    like = [torch.empty_like(x, **contiguous) for x in (q, k, v)]
+    return *like, torch.empty_like(lam)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    q, k, v, lam, first, last, ratio = inputs
+    out, noise, logsumexp, max_logits, squares = output
+    ctx.mark_non_differentiable(noise, logsumexp, max_logits, squares)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(q, k, v, lam, first, last, out, noise, logsumexp)
+    ctx.ratio = ratio
+
+
+def _autograd(ctx, dout, *others):
+    if dout is None:
+        return (None,) * 7
+    gradients = _backward(dout, *ctx.saved_tensors, ctx.ratio)
+    return *gradients, None, None, None
+
+
+_differential_attention.register_autograd(_autograd, setup_context=_setup_context)
