@@ -19,6 +19,9 @@ from torchtitan.tools.utils import NoColor
 
 HISTORY_FILE = "metrics.jsonl"
 
+_REMEMBERED = ("attention/max_logit", "attention/clipped_heads")
+"""Of the extra metrics, those that the history keeps too."""
+
 # torchtitan takes the peak of an A100 for every device that it does not know.
 _KNOWN_DEVICES = ("A100", "H100", "H200", "H20", "B200", "MI250X", "MI300X", "MI325X", "MI355X")
 
@@ -67,6 +70,9 @@ class RunMetrics(MetricsProcessor):
             self.num_flops_per_token * tokens_per_second / self.parallel_dims.world_size
         )
         extra = dict(extra_metrics or {})
+        monitor = getattr(self.optimizers, "monitor", None)
+        if monitor is not None:
+            extra |= monitor.metrics()
         skipped = sum(getattr(o, "num_skipped_steps", 0) for o in self.optimizers or ())
         if skipped > self.num_skipped_steps:
             logger.warning(f"{skipped} steps were skipped: gradients were not finite")
@@ -94,6 +100,7 @@ class RunMetrics(MetricsProcessor):
             lr=extra.get("lr"),
             grad_norm=grad_norm,
             tokens_per_second=tokens_per_second,
+            **{k: v for k, v in extra.items() if k in _REMEMBERED},
         )
         total, color = self.job_config.training.steps, self.color
         left = _clock((total - step) * seconds / num_steps)

@@ -14,7 +14,7 @@ from torchtitan.distributed import ParallelDims
 from torchtitan.distributed.utils import TrainContext
 from torchtitan.tools.utils import device_type
 
-from titan_motif.components.curriculum.loader import ValidationSequences
+from titan_motif.components.curriculum.loader import DocumentInputs, ValidationSequences
 
 
 class SplitValidator(BaseValidator):
@@ -29,6 +29,7 @@ class SplitValidator(BaseValidator):
         loss_fn: LossFunction,
         metrics_processor: MetricsProcessor,
         validation_context: TrainContext,
+        documents: DocumentInputs | None = None,
     ) -> None:
         super().__init__(job_config)
         validation = job_config.validation
@@ -39,6 +40,7 @@ class SplitValidator(BaseValidator):
             dp_rank=dp_rank,
             dp_world_size=dp_world_size,
             max_batches=validation.steps,
+            documents=documents,
         )
         self.parallel_dims, self.loss_fn = parallel_dims, loss_fn
         self.metrics_processor, self.validation_context = metrics_processor, validation_context
@@ -65,8 +67,9 @@ class SplitValidator(BaseValidator):
         totals = torch.zeros(2, dtype=torch.float64, device=device_type)
         for inputs, labels in self.sequences:
             labels = labels.to(device_type)
+            inputs = {name: tensor.to(device_type) for name, tensor in inputs.items()}
             with self.validation_context():
-                loss = self.loss_fn(model(inputs["input"].to(device_type)), labels)
+                loss = self.loss_fn(model(inputs.pop("input"), **inputs), labels)
             if isinstance(loss, DTensor):  # of tensor-parallel ranks, which all hold the same
                 loss = loss.full_tensor()
             totals += torch.stack((loss.double(), (labels != IGNORE_INDEX).sum().double()))
@@ -85,6 +88,7 @@ def build_validator(
     loss_fn: LossFunction,
     metrics_processor: MetricsProcessor,
     validation_context: TrainContext,
+    documents: DocumentInputs | None = None,
     **unused: Any,
 ) -> SplitValidator:
     """Build the validator, as torchtitan's TrainSpec wants it."""
@@ -96,4 +100,5 @@ def build_validator(
         loss_fn,
         metrics_processor,
         validation_context,
+        documents,
     )

@@ -13,8 +13,12 @@ import torch
 import torchtitan.config.job_config as torchtitan_config
 
 from titan_motif.components.lr_schedule import DecayType
-from titan_motif.components.muon import Method, Mode, Scale
-from titan_motif.kernels import Implementation, default_implementation
+from titan_motif.components.muon import Balance, Method, Mode, Scale
+from titan_motif.kernels import (
+    AttentionImplementation,
+    Implementation,
+    default_implementation,
+)
 
 
 @dataclass
@@ -61,6 +65,12 @@ class Model(torchtitan_config.Model):
     Path of the norms and of PolyNorm: 'triton', 'torch' (plain PyTorch), or 'auto', which is triton
     on a GPU and torch on CPU.
     """
+    attention: AttentionImplementation = "auto"
+    """
+    Path of differential attention: 'triton' (a GPU of compute capability 8.0 on, bfloat16), 'sdpa'
+    (PyTorch's, four calls), or 'auto', which is triton wherever it serves. Plain attention
+    (grouped_ratio 0) is always SDPA's.
+    """
     args: ModelArguments = field(default_factory=ModelArguments)
     """Overrides of the flavor's arguments."""
 
@@ -78,6 +88,13 @@ class Training(torchtitan_config.Training):
     """Folder of the prepared corpus."""
     builtin_vocab_size: int = 1024
     """Entries of the tokenizer that is trained on the built-in corpus."""
+    mask_documents: bool = False
+    """
+    Let tokens attend within their document only, in training and validation; a document ends with
+    the tokenizer's end-of-text token.
+    """
+    restart_positions: bool = False
+    """Count positions from the beginning of each document; needs mask_documents."""
     local_batch_size: int = 8
     """
     Sequences in a rank's micro-batch; -1 is global_batch_size / data-parallel ranks, one
@@ -141,6 +158,20 @@ class Optimizer(torchtitan_config.Optimizer):
 
     name: Literal["ParallelMuon", "AdamW", "Adam"] = "AdamW"
     """'ParallelMuon' is Muon for the matrices of blocks and AdamW for all else."""
+    qk_clip: bool = False
+    """
+    After each step, scale down the query and key weights of heads whose largest logit passed
+    qk_clip_threshold; with ParallelMuon that is MuonClip.
+    """
+    qk_clip_threshold: float = 100.0
+    """Largest attention logit (scaled by 1 / sqrt(head_dim)) that a head may keep."""
+    qk_clip_interval: int = 1
+    """Steps from one clip to the next."""
+    qk_clip_balance: Balance = "symmetric"
+    """
+    How queries and keys share a correction gamma: 'symmetric' is a square root each; 'grouped'
+    moves a key head that G query heads share by gamma^(1 / (1 + sqrt(G))), and them by the rest.
+    """
     muon: Muon = field(default_factory=Muon)
     """Muon's own settings."""
 
@@ -172,6 +203,11 @@ class Metrics(torchtitan_config.Metrics):
 
     enable_tensorboard: bool = True
     """Write TensorBoard events under dump_folder/tb."""
+    noise_ratio_bound: float = 1.0
+    """
+    Warn when a layer's noise maps, times lambda, are this many times as large as its signal maps
+    (norms of their outputs): the noise heads then suppress what the signal heads find.
+    """
 
 
 @dataclass

@@ -9,8 +9,10 @@ import torch
 
 from titan_motif.components.curriculum.loader import PackedTokens
 from titan_motif.components.muon.routing import route
-from titan_motif.config import JobConfig, LRScheduler, Muon, value_of
+from titan_motif.config import JobConfig, LRScheduler, Muon, Optimizer, value_of
 from titan_motif.config_refusals import check_served
+from titan_motif.device import device_type
+from titan_motif.kernels import attention_problem
 from titan_motif.layout import Finding, check_layout
 from titan_motif.model import FLAVORS, Motif2Model, Motif2ModelArgs
 
@@ -33,6 +35,7 @@ _AT_LEAST = {
     "lr_scheduler.warmup_steps": 0,
     "optimizer.muon.polar_express_steps": 1,
     "optimizer.muon.max_skipped_steps": 0,
+    "optimizer.qk_clip_interval": 1,
     "lr_scheduler.warmup_tokens": -1,
     "lr_scheduler.decay_tokens": -1,
     "summary.sample_tokens": 0,
@@ -54,7 +57,13 @@ _BETWEEN = {
     "lr_scheduler.min_lr_factor": (0.0, 1.0),
     "activation_checkpoint.memory_budget": (0.0, 1.0),
 }
-_ABOVE_ZERO = ("optimizer.lr", "optimizer.eps", "training.max_norm")
+_ABOVE_ZERO = (
+    "optimizer.lr",
+    "optimizer.eps",
+    "optimizer.qk_clip_threshold",
+    "training.max_norm",
+    "metrics.noise_ratio_bound",
+)
 
 
 def check_values(
@@ -140,6 +149,13 @@ def _together(config: JobConfig) -> Iterator[Finding]:
             f"is {profiling.profile_freq}; at least profiler_warmup + profiler_active, {needed}, "
             "is needed",
         )
+    if config.training.restart_positions and not config.training.mask_documents:
+        yield "training.restart_positions", "is true; it needs training.mask_documents to be true"
+    optimizer, unset = config.optimizer, Optimizer()
+    for name in ("qk_clip_threshold", "qk_clip_interval", "qk_clip_balance"):
+        value = getattr(optimizer, name)
+        if not optimizer.qk_clip and value != getattr(unset, name):
+            yield f"optimizer.{name}", f"is {value!r}; it needs optimizer.qk_clip to be true"
     if config.metrics.enable_wandb and find_spec("wandb") is None:
         yield "metrics.enable_wandb", "is true; the package wandb is not installed"
 
@@ -203,6 +219,7 @@ def _model(config: JobConfig) -> Iterator[Finding]:
         key = named if named in chosen else chosen[-1]
         yield f"model.args.{key}", f"does not fit flavor {config.model.flavor}: {error}"
         return
+    yield from _attention(config, args)
     longest = args.max_seq_len
     for key in ("training.seq_len", "validation.seq_len"):
         if value_of(config, key) > longest:
@@ -223,6 +240,21 @@ def _model(config: JobConfig) -> Iterator[Finding]:
                 route({name: p.shape for name, p in parameters.items()}, **{key: patterns})
             except ValueError as error:
                 yield f"optimizer.muon.{key}", f"is {patterns}: {error}"
+
+
+def _attention(config: JobConfig, args: Motif2ModelArgs) -> Iterator[Finding]:
+    if config.model.attention != "triton":
+        return
+    precision = config.training.mixed_precision_param
+    if args.grouped_ratio == 0:
+        problem = "plain attention (grouped_ratio 0) runs SDPA"
+    elif precision == "auto" and device_type == "cpu":
+        problem = "that needs a GPU"
+    else:
+        dtype = torch.float32 if precision == "float32" else torch.bfloat16
+        problem = attention_problem(dtype, args.head_dim, torch.device(device_type))
+    if problem is not None:
+        yield "model.attention", f"is 'triton'; {problem}: 'auto' or 'sdpa' is allowed here"
 
 
 def _schedule(config: JobConfig) -> Iterator[Finding]:

@@ -11,6 +11,7 @@ from torchtitan.distributed import ParallelDims
 from torchtitan.tools.logging import logger
 
 from titan_motif import config as job
+from titan_motif.attention_monitor import AttentionMonitor
 from titan_motif.components.muon import Coefficients, ParallelMuon, named_coefficients
 from titan_motif.components.muon.routing import route, routing_table
 from titan_motif.model.initialization import plain_name
@@ -96,9 +97,17 @@ def build_optimizers(
     parallel_dims: ParallelDims,
     ft_manager: None = None,
 ) -> OptimizersContainer:
-    """Build what `optimizer.name` names, as torchtitan's TrainSpec wants it."""
+    """Build what `optimizer.name` names, as torchtitan's TrainSpec wants it.
+
+    After each step its `monitor` looks at attention, and clips where the job says so.
+    """
     if optimizer_config.name == "ParallelMuon":
-        return MuonContainer(model_parts, optimizer_config)
-    return torchtitan_optimizer.build_optimizers(
-        model_parts, optimizer_config, parallel_dims, ft_manager
-    )
+        container: OptimizersContainer = MuonContainer(model_parts, optimizer_config)
+    else:
+        container = torchtitan_optimizer.build_optimizers(
+            model_parts, optimizer_config, parallel_dims, ft_manager
+        )
+    (model,) = model_parts
+    container.monitor = AttentionMonitor(model, optimizer_config)
+    container.register_step_post_hook(container.monitor)
+    return container

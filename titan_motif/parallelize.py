@@ -20,8 +20,9 @@ from torchtitan.distributed.activation_checkpoint import apply_ac
 from torchtitan.tools.logging import logger
 
 from titan_motif.device import device_type
+from titan_motif.kernels import attention_problem
 from titan_motif.layout import check_layout
-from titan_motif.model import Motif2Model
+from titan_motif.model import Motif2Model, Motif2ModelArgs
 from titan_motif.tensor_parallel import apply_tensor_parallel
 
 
@@ -62,7 +63,18 @@ def parallelize(
         f"{training.mixed_precision_param}, gradients reduced in {training.mixed_precision_reduce}"
     )
     logger.info(f"norms and PolyNorm: {model.model_args.kernels} kernels")
+    logger.info(f"attention: {describe_attention(model.model_args, policy.param_dtype)}")
     return model
+
+
+def describe_attention(args: Motif2ModelArgs, dtype: torch.dtype) -> str:
+    """Return which path attention takes, and why it is not the fast one."""
+    if args.grouped_ratio == 0:
+        return "plain, by SDPA"
+    problem = attention_problem(dtype, args.head_dim, torch.device(device_type))
+    if args.attention == "sdpa" or problem is None:
+        return "SDPA, four calls" if args.attention == "sdpa" else "Triton kernels"
+    return f"SDPA, four calls ({problem})"
 
 
 def checkpoint_activations(model: Motif2Model, job_config: JobConfig) -> None:
@@ -88,6 +100,7 @@ KEPT_OPERATORS = {
     torch.ops.aten._scaled_dot_product_flash_attention.default,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+    torch.ops.titan_motif.differential_attention.default,
     # What crossed ranks is not sent again.
     torch.ops._c10d_functional.reduce_scatter_tensor.default,
     torch.ops._c10d_functional.all_reduce.default,

@@ -10,6 +10,7 @@ import titan_motif.device  # noqa: F401  (before anything of torchtitan)
 # isort: split
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
+from typing import Any
 
 import torch
 from torchtitan.components.loss import build_cross_entropy_loss
@@ -19,10 +20,14 @@ from torchtitan.config import JobConfig
 from torchtitan.protocols.train_spec import TrainSpec, register_train_spec
 from torchtitan.tools.logging import logger
 
-from titan_motif.components.curriculum.loader import StatefulTokenLoader, build_loader
+from titan_motif.components.curriculum.loader import (
+    DocumentInputs,
+    StatefulTokenLoader,
+    build_loader,
+)
 from titan_motif.components.lr_schedule import TokenScheduler, build_schedule
 from titan_motif.components.metrics import build_metrics
-from titan_motif.components.validation import build_validator
+from titan_motif.components.validation import SplitValidator, build_validator
 from titan_motif.config import LRScheduler, resolve
 from titan_motif.model import FLAVORS, Motif2Model, Motif2ModelArgs, Motif2StateDictAdapter
 from titan_motif.optimizers import build_optimizers
@@ -63,7 +68,31 @@ def build_dataloader(
         num_workers=training.dataloader.num_workers,
         pin_memory=training.dataloader.pin_memory,
         prefetch_factor=training.dataloader.prefetch_factor,
+        documents=document_inputs(tokenizer, job_config),
     )
+
+
+def build_split_validator(
+    job_config: JobConfig, tokenizer: HuggingFaceTokenizer, **arguments: Any
+) -> SplitValidator:
+    """Build the validator, which sees documents as training does."""
+    documents = document_inputs(tokenizer, job_config)
+    return build_validator(job_config, documents=documents, **arguments)
+
+
+def document_inputs(
+    tokenizer: HuggingFaceTokenizer, job_config: JobConfig
+) -> DocumentInputs | None:
+    """Return what the model is told of documents; ValueError if no token ends them."""
+    training = job_config.training
+    if not training.mask_documents:
+        return None
+    if tokenizer.eos_id is None:
+        raise ValueError(
+            f"training.mask_documents is true; the tokenizer in {job_config.model.hf_assets_path} "
+            "names no eos_token, with which documents would end"
+        )
+    return DocumentInputs(tokenizer.eos_id, training.restart_positions)
 
 
 def build_lr_schedulers(
@@ -91,7 +120,7 @@ def get_train_spec() -> TrainSpec:
         build_dataloader_fn=build_dataloader,
         build_tokenizer_fn=build_tokenizer,
         build_loss_fn=build_cross_entropy_loss,
-        build_validator_fn=build_validator,
+        build_validator_fn=build_split_validator,
         build_metrics_processor_fn=build_metrics,
         state_dict_adapter=Motif2StateDictAdapter,
     )

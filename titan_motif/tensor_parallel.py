@@ -50,6 +50,8 @@ def apply_tensor_parallel(model: Motif2Model, mesh: DeviceMesh) -> None:
             input_layouts=SEQUENCE, output_layouts=Shard(-1), use_local_output=False
         )
     parallelize_module(model, mesh, plan)
+    heads = model.model_args.n_heads // mesh.size()
+    model.attention_record.first_head = mesh.get_local_rank() * heads
     for block in model.layers.values():
         parallelize_module(block, mesh, _block_plan(has_head_norm=model.model_args.grouped_ratio))
 
@@ -57,7 +59,7 @@ def apply_tensor_parallel(model: Motif2Model, mesh: DeviceMesh) -> None:
 def _block_plan(has_head_norm: bool) -> dict[str, ParallelStyle]:
     plan = {
         "attention_norm": SequenceParallel(),
-        "attention": _gathered_input(num_arguments=3),
+        "attention": _gathered_input(num_arguments=5),
         "attention.q_proj": ColwiseParallel(),
         "attention.k_proj": ColwiseParallel(),
         "attention.v_proj": ColwiseParallel(),

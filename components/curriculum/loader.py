@@ -5,9 +5,9 @@ B sequences, the sequences (k d + r) B to (k d + r + 1) B: whatever d is, a glob
 same sequences. So the whole state is one number, how many sequences all ranks consumed together.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,8 +17,38 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from torchtitan.components.dataloader import BaseDataLoader
 from torchtitan.components.loss import IGNORE_INDEX
 
+from titan_motif.kernels import documents_of
+
 Batch = tuple[dict[str, Tensor], Tensor]
-"""({"input": (batch, seq)}, labels (batch, seq)), int64; a label is the token after its input."""
+"""({"input": (batch, seq)}, labels (batch, seq)), int64; a label is the token after its input.
+With documents, the inputs have "document_ids" (batch, seq), and "positions" where those restart."""
+
+
+class DocumentInputs(NamedTuple):
+    """What the model is told of documents besides the tokens."""
+
+    separator: int
+    """The token that a document ends with."""
+    restart_positions: bool
+    """Whether positions count from the beginning of each document."""
+
+    def of(self, tokens: Tensor) -> dict[str, Tensor]:
+        """Return the inputs that go with tokens (batch, seq)."""
+        is_separator = (tokens == self.separator).int()
+        ids = is_separator.cumsum(1) - is_separator
+        if not self.restart_positions:
+            return {"document_ids": ids}
+        positions = torch.arange(tokens.shape[1], device=tokens.device)
+        return {"document_ids": ids, "positions": positions - documents_of(ids).first}
+
+
+def collate(
+    rows: Iterable[tuple[Tensor, Tensor]], documents: DocumentInputs | None = None
+) -> Batch:
+    """Return a micro-batch of (tokens, labels) rows."""
+    inputs, labels = map(torch.stack, zip(*rows, strict=True))
+    more = {} if documents is None else documents.of(inputs)
+    return {"input": inputs, **more}, labels
 
 
 class PackedTokens:
@@ -87,17 +117,24 @@ class _MicroBatches(Dataset):
     """One rank's micro-batches after `start` sequences, by their number, without end."""
 
     def __init__(
-        self, tokens: PackedTokens, seed: int, start: int, batch_size: int, rank: int, ranks: int
+        self,
+        tokens: PackedTokens,
+        seed: int,
+        start: int,
+        batch_size: int,
+        rank: int,
+        ranks: int,
+        documents: DocumentInputs | None,
     ) -> None:
         self.tokens = tokens
         self.order = GlobalOrder(tokens.num_sequences, seed)
         self.start, self.batch_size, self.rank, self.ranks = start, batch_size, rank, ranks
+        self.documents = documents
 
     def __getitem__(self, k: int) -> Batch:
         first = self.start + (k * self.ranks + self.rank) * self.batch_size
         rows = [self.tokens[self.order[n]] for n in range(first, first + self.batch_size)]
-        inputs, labels = zip(*rows, strict=True)
-        return {"input": torch.stack(inputs)}, torch.stack(labels)
+        return collate(rows, self.documents)
 
 
 class _CountUp(torch.utils.data.Sampler):
@@ -127,8 +164,9 @@ class StatefulTokenLoader(BaseDataLoader):
         num_workers: int = 0,
         pin_memory: bool = False,
         prefetch_factor: int | None = None,
+        documents: DocumentInputs | None = None,
     ) -> None:
-        self.tokens, self.seed = tokens, seed
+        self.tokens, self.seed, self.documents = tokens, seed, documents
         self.local_batch_size, self.dp_rank, self.dp_world_size = (
             local_batch_size,
             dp_rank,
@@ -146,6 +184,7 @@ class StatefulTokenLoader(BaseDataLoader):
             self.local_batch_size,
             self.dp_rank,
             self.dp_world_size,
+            self.documents,
         )
         workers = StatefulDataLoader(
             batches,
@@ -202,8 +241,9 @@ class ValidationSequences:
         dp_rank: int,
         dp_world_size: int,
         max_batches: int = -1,
+        documents: DocumentInputs | None = None,
     ) -> None:
-        self.tokens = PackedTokens(folder, seq_len)
+        self.tokens, self.documents = PackedTokens(folder, seq_len), documents
         self.local_batch_size, self.dp_rank, self.dp_world_size = (
             local_batch_size,
             dp_rank,
@@ -224,8 +264,7 @@ class ValidationSequences:
                 self.tokens[n] if n < self.tokens.num_sequences else (padding, nothing)
                 for n in range(first, first + self.local_batch_size)
             ]
-            inputs, labels = zip(*rows, strict=True)
-            yield {"input": torch.stack(inputs)}, torch.stack(labels)
+            yield collate(rows, self.documents)
 
 
 def build_loader(
@@ -238,6 +277,7 @@ def build_loader(
     num_workers: int = 0,
     pin_memory: bool = False,
     prefetch_factor: int | None = None,
+    documents: DocumentInputs | None = None,
 ) -> StatefulTokenLoader:
     """Build the loader of one rank over a folder's tokens; ValueError if the folder has none."""
     return StatefulTokenLoader(
@@ -249,4 +289,5 @@ def build_loader(
         num_workers,
         pin_memory,
         prefetch_factor,
+        documents,
     )

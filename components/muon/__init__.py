@@ -4,12 +4,15 @@ from titan_motif.components.muon.coefficients import Coefficients, Method, named
 from titan_motif.components.muon.gate import TooManySkippedSteps
 from titan_motif.components.muon.newton_schulz import orthogonalize
 from titan_motif.components.muon.optimizer import Mode, ParallelMuon, Scale
+from titan_motif.components.muon.qk_clip import Balance, QKClip
 
 __all__ = [
+    "Balance",
     "Coefficients",
     "Method",
     "Mode",
     "ParallelMuon",
+    "QKClip",
     "Scale",
     "TooManySkippedSteps",
     "named_coefficients",

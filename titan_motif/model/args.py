@@ -8,7 +8,7 @@ from torch import nn
 from torchtitan.config import JobConfig
 from torchtitan.protocols.model import BaseModelArgs
 
-from titan_motif.kernels import Implementation
+from titan_motif.kernels import AttentionImplementation, Implementation
 
 
 @dataclass
@@ -45,6 +45,8 @@ class Motif2ModelArgs(BaseModelArgs):
     """lambda's constant for each layer; None gives the released formula (`released_lam_init`)."""
     kernels: Implementation = "auto"
     """Which path the operators take (titan_motif.kernels); `model.kernels` of the job."""
+    attention: AttentionImplementation = "auto"
+    """Which path attention takes; `model.attention` of the job."""
     init_std: float = 0.05
     """Standard deviation of the initial weights (see titan_motif.model.initialization)."""
     init_seed: int = 0
@@ -121,6 +123,7 @@ class Motif2ModelArgs(BaseModelArgs):
             )
         self.init_seed = job_config.debug.seed or 0
         self.kernels = job_config.model.kernels
+        self.attention = job_config.model.attention
 
     def get_nparams_and_flops(self, model: nn.Module, seq_len: int) -> tuple[int, int]:
         """Return (parameters, floating-point operations a token for forward and backward).

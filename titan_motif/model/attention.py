@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from titan_motif import kernels
+from titan_motif.kernels import AttentionStatistics, Documents
 from titan_motif.model.args import Motif2ModelArgs
 from titan_motif.model.norms import ScaledRMSNorm
 from titan_motif.model.scalars import Scalars
@@ -42,6 +43,7 @@ class Attention(nn.Module):
     def __init__(self, args: Motif2ModelArgs) -> None:
         super().__init__()
         self.grouped_ratio, self.head_dim = args.grouped_ratio, args.head_dim
+        self.implementation = args.attention
         query_dim, key_dim = args.n_heads * args.head_dim, args.n_kv_heads * args.head_dim
         self.q_proj = nn.Linear(args.dim, query_dim, bias=False)
         self.k_proj = nn.Linear(args.dim, key_dim, bias=False)
@@ -59,15 +61,25 @@ class Attention(nn.Module):
         x: Tensor,  # (batch, seq, dim)
         rotation: tuple[Tensor, Tensor],
         scalars: Scalars,
-    ) -> Tensor:  # (batch, seq, dim)
+        documents: Documents | None,
+        exact_above: float | None,
+    ) -> tuple[Tensor, AttentionStatistics | None]:  # (batch, seq, dim)
+        """Attend; with `exact_above`, also tell the statistics (titan_motif.kernels)."""
+
         def heads(projected: Tensor) -> Tensor:
             return projected.unflatten(-1, (-1, self.head_dim))
 
         q, k = rotate(heads(self.q_proj(x)), rotation), rotate(heads(self.k_proj(x)), rotation)
         v = heads(self.v_proj(x))
+        asked = {} if exact_above is None else {"with_statistics": True, "exact_above": exact_above}
         if self.head_norm is None:
-            out = kernels.attention(q, k, v)
+            out = kernels.attention(q, k, v, documents, **asked)
         else:
-            out = kernels.grouped_differential_attention(q, k, v, scalars.lam, self.grouped_ratio)
+            asked["implementation"] = self.implementation
+            out = kernels.grouped_differential_attention(
+                q, k, v, scalars.lam, self.grouped_ratio, documents, **asked
+            )
+        out, statistics = (out, None) if exact_above is None else out
+        if self.head_norm is not None:
             out = self.head_norm(out, scalars.output_scale)
-        return self.o_proj(out.flatten(2))
+        return self.o_proj(out.flatten(2)), statistics

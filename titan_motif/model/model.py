@@ -5,8 +5,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchtitan.protocols.model import ModelProtocol
 
+from titan_motif.kernels import AttentionStatistics, Documents, documents_of
 from titan_motif.model.args import Motif2ModelArgs
 from titan_motif.model.attention import Attention, rotation_at
+from titan_motif.model.attention_record import AttentionRecord
 from titan_motif.model.feed_forward import FeedForward
 from titan_motif.model.initialization import initialize
 from titan_motif.model.norms import AddRMSNorm, RMSNorm
@@ -28,10 +30,13 @@ class Block(nn.Module):
         x: Tensor,  # (batch, seq, dim)
         rotation: tuple[Tensor, Tensor],
         scalars: Scalars,
-    ) -> Tensor:  # (batch, seq, dim)
-        attended = self.attention(self.attention_norm(x), rotation, scalars)
+        documents: Documents | None,
+        exact_above: float | None,
+    ) -> tuple[Tensor, AttentionStatistics | None]:  # (batch, seq, dim)
+        normed = self.attention_norm(x)
+        attended, statistics = self.attention(normed, rotation, scalars, documents, exact_above)
         normed, h = self.ffn_norm(attended, x)
-        return h + self.feed_forward(normed, scalars)
+        return h + self.feed_forward(normed, scalars), statistics
 
 
 class Motif2Model(ModelProtocol):
@@ -45,6 +50,7 @@ class Motif2Model(ModelProtocol):
         self.model_args = args
         self.tok_embeddings = nn.Embedding(args.vocab_size, args.dim)
         self.scalars = ScalarParameters(args)
+        self.attention_record = AttentionRecord(args.n_layers, args.n_heads)
         self.layers = nn.ModuleDict({str(i): Block(args) for i in range(args.n_layers)})
         self.norm = RMSNorm(args.dim, args.norm_eps, args.kernels)
         self.output = (
@@ -55,6 +61,7 @@ class Motif2Model(ModelProtocol):
         """Fill every parameter and buffer, with the same values on any layout of ranks."""
         initialize(self, self.model_args)
         self.scalars.reset_buffers()
+        self.attention_record.reset()
         if buffer_device is not None:
             self.scalars.lam_init = self.scalars.lam_init.to(buffer_device)
 
@@ -62,15 +69,27 @@ class Motif2Model(ModelProtocol):
         self,
         tokens: Tensor,  # (batch, seq) integers
         positions: Tensor | None = None,  # (batch, seq) integers; None counts from zero
+        document_ids: Tensor | None = None,  # (batch, seq) integers; None: one document
     ) -> Tensor:  # (batch, seq, vocab), in the dtype of the matrix products
-        """Return the logits of the token after each position."""
+        """Return the logits of the token after each position.
+
+        A token attends to its own document: the run of equal ids that it lies in.
+        """
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
         scalars = self.scalars()
         args = self.model_args
         rotation = rotation_at(positions, args.head_dim, args.rope_theta, scalars.lam.dtype)
+        documents = None if document_ids is None else documents_of(document_ids)
+        record = self.attention_record
+        is_recording = record.is_recording and self.training
+        exact_above = record.exact_above if is_recording else None
+        seen = []
         h = self.tok_embeddings(tokens)
         for layer, block in enumerate(self.layers.values()):
-            h = block(h, rotation, scalars.of_layer(layer))
+            h, statistics = block(h, rotation, scalars.of_layer(layer), documents, exact_above)
+            seen.append(statistics)
+        if is_recording:
+            record.add(seen, scalars.lam)
         h = self.norm(h)
         return F.linear(h, self.tok_embeddings.weight) if self.output is None else self.output(h)

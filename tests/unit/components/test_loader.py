@@ -10,6 +10,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 import titan_motif.device  # noqa: F401
 from titan_motif.components.curriculum.loader import (
+    DocumentInputs,
     GlobalOrder,
     PackedTokens,
     ValidationSequences,
@@ -143,3 +144,22 @@ def test_validation_stops_after_max_batches(folder: Path):
     part = ValidationSequences(folder, SEQ_LEN, 4, dp_rank=1, dp_world_size=2, max_batches=2)
     firsts = [inputs["input"][:, 0].tolist() for inputs, _ in part]
     assert firsts == [[20, 25, 30, 35], [60, 65, 70, 75]]
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_documents_end_with_the_separator(tmp_path: Path, restart: bool):
+    np.save(tmp_path / "tokens.npy", np.array([5, 0, 6, 7, 0, 0, 8, 9, 4, 3, 2], dtype=np.uint16))
+    documents = DocumentInputs(separator=0, restart_positions=restart)
+    sequences = ValidationSequences(tmp_path, 5, 2, 0, 1, documents=documents)
+    ((inputs, labels),) = list(sequences)
+    assert inputs["input"].tolist() == [[5, 0, 6, 7, 0], [0, 8, 9, 4, 3]]
+    assert labels.tolist() == [[0, 6, 7, 0, 0], [8, 9, 4, 3, 2]]
+    assert inputs["document_ids"].tolist() == [[0, 0, 1, 1, 1], [0, 1, 1, 1, 1]]
+    if restart:
+        assert inputs["positions"].tolist() == [[0, 1, 0, 1, 2], [0, 0, 1, 2, 3]]
+    else:
+        assert "positions" not in inputs
+    loader = build_loader(tmp_path, 5, 2, 0, 0, 1, documents=documents)
+    (first, _), *_ = islice(loader, 1)
+    for row, ids in zip(first["input"].tolist(), first["document_ids"].tolist(), strict=True):
+        assert ids == ([0, 0, 1, 1, 1] if row[0] == 5 else [0, 1, 1, 1, 1])

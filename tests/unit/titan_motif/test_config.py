@@ -245,6 +245,54 @@ BAD_ARGUMENTS = {
         "command line: model.args.n_heads does not fit flavor debug: n_heads is 7",
         "a multiple of 5",
     ),
+    "positions without documents": (
+        ["--job.config_file", DEBUG, "--training.restart_positions"],
+        "command line: training.restart_positions is true",
+        "training.mask_documents to be true",
+    ),
+    "a clip that is off": (
+        ["--job.config_file", DEBUG, "--optimizer.no_qk_clip", "--optimizer.qk_clip_interval", "2"],
+        "command line: optimizer.qk_clip_interval is 2",
+        "it needs optimizer.qk_clip to be true",
+    ),
+    "a threshold of zero": (
+        ["--job.config_file", DEBUG, "--optimizer.qk_clip_threshold", "0"],
+        "command line: optimizer.qk_clip_threshold is 0",
+        "more than 0 is needed",
+    ),
+    "an unknown balance": (
+        ["--job.config_file", DEBUG, "--optimizer.qk_clip_balance", "even"],
+        "--optimizer.qk_clip_balance is 'even'",
+        "'grouped'",
+    ),
+    "kernels for plain attention": (
+        [
+            "--job.config_file",
+            DEBUG,
+            "--model.attention",
+            "triton",
+            "--model.args.grouped_ratio=0",
+            "--model.args.n_heads=8",
+        ],
+        "command line: model.attention is 'triton'; plain attention (grouped_ratio 0) runs SDPA",
+        "'auto' or 'sdpa' is allowed",
+    ),
+    "kernels in float32": (
+        [
+            *("--job.config_file", DEBUG, "--model.attention", "triton"),
+            *("--training.mixed_precision_param", "float32"),
+        ],
+        "command line: model.attention is 'triton'; torch.float32 is not served",
+        "'auto' or 'sdpa' is allowed",
+    ),
+    "a head that the kernels do not take": (
+        [
+            *("--job.config_file", DEBUG, "--model.attention", "triton"),
+            *("--model.args.head_dim", "24", "--training.mixed_precision_param", "bfloat16"),
+        ],
+        "command line: model.attention is 'triton'; head_dim is 24",
+        "one of 16, 32, 64, 128 is needed",
+    ),
     "heads for the flavor's keys": (
         ["--job.config_file", DEBUG, "--model.args.n_heads", "15"],
         "command line: model.args.n_heads does not fit flavor debug: n_kv_heads is 4",

@@ -22,18 +22,19 @@ SERVED = {
     "profiling": "enable_profiling save_traces_folder profile_freq profiler_active profiler_warmup "
     "enable_memory_snapshot save_memory_snapshot_folder",
     "metrics": "log_freq enable_tensorboard disable_color_printing save_tb_folder "
-    "save_for_all_ranks enable_wandb",
-    "model": "flavor hf_assets_path kernels converters print_after_conversion",
+    "save_for_all_ranks enable_wandb noise_ratio_bound",
+    "model": "flavor hf_assets_path kernels attention converters print_after_conversion",
     "model.args": "dim n_layers n_heads n_kv_heads head_dim hidden_dim grouped_ratio vocab_size "
     "max_seq_len rope_theta",
-    "optimizer": "name lr beta1 beta2 eps weight_decay implementation",
+    "optimizer": "name lr beta1 beta2 eps weight_decay implementation qk_clip qk_clip_threshold "
+    "qk_clip_interval qk_clip_balance",
     "optimizer.muon": "adamw_lr momentum nesterov scale coefficients polar_express_steps method "
     "mode chunk_size owner_scope muon_patterns adamw_patterns max_skipped_steps",
     "lr_scheduler": "warmup_steps warmup_tokens total_steps decay_ratio decay_tokens decay_type "
     "min_lr_factor",
     "training": "dataset dataset_path builtin_vocab_size local_batch_size global_batch_size "
     "seq_len max_norm steps enable_cpu_offload dtype mixed_precision_param "
-    "mixed_precision_reduce gc_freq gc_debug",
+    "mixed_precision_reduce mask_documents restart_positions gc_freq gc_debug",
     "training.dataloader": "num_workers pin_memory prefetch_factor",
     "parallelism": "data_parallel_replicate_degree data_parallel_shard_degree "
     "fsdp_reshard_after_forward tensor_parallel_degree",

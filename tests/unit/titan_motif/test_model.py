@@ -332,3 +332,37 @@ def test_standard_and_gda_100m_flavors_have_equal_size():
         counts.append(sum(parameter.numel() for parameter in model.parameters()))
     assert counts[0] == pytest.approx(1e8, rel=0.05)
     assert counts[1] == pytest.approx(counts[0], rel=1e-3)
+
+
+# ---- packed documents
+
+
+@pytest.mark.parametrize("ratio", [0, 1, 4])
+def test_packed_documents_are_as_if_each_stood_alone(ratio: int):
+    """With positions that restart; without, rotary positions are relative: the same again."""
+    model = small_model(ratio)
+    lengths = (1, 5, 2, 4)
+    tokens = torch.randint(0, 31, (2, sum(lengths)), generator=torch.Generator().manual_seed(1))
+    ids = torch.repeat_interleave(torch.tensor([7, 3, 7, 9]), torch.tensor(lengths)).expand(2, -1)
+    positions = torch.cat([torch.arange(n) for n in lengths]).expand(2, -1)
+    alone = torch.cat([model(part) for part in tokens.split(lengths, dim=1)], dim=1)
+    packed = model(tokens, positions=positions, document_ids=ids)
+    assert (packed - alone).norm() / alone.norm() < 1e-10
+    counted_on = model(tokens, document_ids=ids)
+    assert (counted_on - alone).norm() / alone.norm() < 1e-10
+    assert (model(tokens) - alone).norm() / alone.norm() > 1e-2
+
+
+def test_the_chosen_path_of_attention_is_handed_down(monkeypatch):
+    asked = []
+
+    def remember(*arguments, **options):
+        asked.append(options["implementation"])
+        return call(*arguments, **options)
+
+    call = kernels.grouped_differential_attention
+    monkeypatch.setattr(kernels, "grouped_differential_attention", remember)
+    model = Motif2Model(small_args(4, attention="sdpa"))
+    model.init_weights()
+    model(torch.tensor([[1, 2, 3]]))
+    assert asked == ["sdpa", "sdpa"]
