@@ -13,6 +13,10 @@ import tyro
 COMMANDS = {
     "plan": ("titan_motif.plan", "Parallel Muon on N GPUs: loads, bytes, memory, time"),
     "bench poly-norm": ("titan_motif.bench.poly_norm", "PolyNorm beside torch.compile and Liger"),
+    "bench attention": (
+        "titan_motif.bench.attention",
+        "grouped differential attention beside SDPA",
+    ),
     "bench muon": ("titan_motif.bench.muon", "a step of Parallel beside Distributed Muon"),
     "bench rms-norm": ("titan_motif.bench.rms_norm", "RMSNorm beside torch.compile and Liger"),
     "bench newton-schulz": (

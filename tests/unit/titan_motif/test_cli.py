@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend
 
-from titan_motif import cli
+from titan_motif import cli, kernels
 
 
 def test_without_a_command_it_lists_them(capsys):
@@ -129,3 +131,130 @@ def test_the_plain_newton_schulz_is_that_of_torch():
         matrix = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
         theirs = _zeropower_via_newtonschulz(matrix, coefficients[0], len(coefficients), EPS)
         assert torch.equal(plain(matrix, coefficients), theirs)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_attention_benchmark_writes_what_it_measured(
+    dtype: str, tmp_path: Path, capsys, monkeypatch
+):
+    from titan_motif.bench.attention import Case
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    file = tmp_path / "table.json"
+    arguments = ["--lengths", "8", "16", "--tokens", "16", "--packed", "5", "--dtype", dtype]
+    assert cli.main(["bench", "attention", *arguments, "--json", str(file)]) == 0
+    printed = capsys.readouterr().out
+    assert "on a CPU these times mean nothing" in printed
+    assert "not measured: SDPA, two calls, 2 x 8: No available kernel" in printed
+    problem = kernels.attention_problem(getattr(torch, dtype), 16, torch.device("cpu"))
+    assert (f"not measured: ours, 2 x 8: {problem}\n" in printed) == (problem is not None)
+
+    content = json.loads(file.read_text())
+    assert content["dtype"] == dtype
+    assert content["heads"] == {"groups": 2, "pairs": 2, "ratio": 4, "head_dim": 16}
+    everywhere = {"SDPA, four calls", *(["ours"] if problem is None else [])}
+    maxima = {f"SDPA, four calls + {word}" for word in ("maxima", "bounds")}
+    lines = content["results"]
+    for case in (
+        Case.dense(2, 8),
+        Case.dense(1, 16),
+        Case.packed(2, 8, mean_length=5),
+        Case.packed(1, 16, mean_length=5),
+    ):
+        here = {
+            (line["contender"], line["direction"]): line
+            for line in lines
+            if (line["seq"], line["packed"]) == (case.seq, case.is_packed)
+        }
+        found = {contender for contender, _ in here}
+        assert found == everywhere | (set() if case.is_packed else {"plain SDPA"} | maxima)
+        assert len(here) == 3 * len(found)
+        for contender in found:
+            ways = [here[contender, way] for way in ("forward", "backward", "both")]
+            width = 16 if contender == "plain SDPA" else 32
+            products = 2 * case.num_pairs * 10
+            flops = [products * (16 + width), products * (3 * 16 + 2 * width)]
+            for line, expected in zip(ways, [*flops, sum(flops)], strict=True):
+                assert line["tflops"] == pytest.approx(expected / line["ms"] / 1e9)
+                assert line["mean_document_length"] == case.mean_document_length
+                assert (line["batch"], line["peak_mb"]) == (case.batch, None)
+            assert ways[2]["ms"] == pytest.approx(ways[0]["ms"] + ways[1]["ms"])
+    assert len(lines) == 3 * (2 * len(everywhere | maxima | {"plain SDPA"}) + 2 * len(everywhere))
+
+
+def test_attention_benchmark_counts_what_its_documents_allow():
+    from titan_motif.bench.attention import Case
+    from titan_motif.kernels.documents import allowed_keys
+
+    dense, packed = Case.dense(3, 40), Case.packed(3, 40, mean_length=7)
+    assert dense.num_pairs == 3 * 40 * 41 // 2
+    assert dense.mean_document_length is None
+    assert sum(packed.lengths) == 3 * 40
+    assert packed == Case.packed(3, 40, mean_length=7)
+    assert 4 < packed.mean_document_length < 12
+    assert packed.num_pairs == allowed_keys(packed.documents("cpu")).sum()
+    assert Case.packed(1, 10_000, mean_length=100).mean_document_length == pytest.approx(100, 0.3)
+
+
+def test_attention_benchmark_can_leave_documents_out_and_change_heads(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    file = tmp_path / "table.json"
+    heads = ["--flavor", "100m_gda", "--ratio", "2", "--head-dim", "8"]
+    sizes = ["--lengths", "4", "--tokens", "4", "--packed", "0", "--json", str(file)]
+    assert cli.main(["bench", "attention", *heads, *sizes]) == 0
+    content = json.loads(file.read_text())
+    assert content["heads"] == {"groups": 6, "pairs": 3, "ratio": 2, "head_dim": 8}
+    assert content["dtype"] == "bfloat16"
+    assert not any(line["packed"] for line in content["results"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--lengths", "24", "--tokens", "64"], "--lengths has 24; a divisor of --tokens 64 is"),
+        (["--lengths", "0"], "--lengths has 0; a divisor of --tokens"),
+        (["--tokens", "0"], "a divisor of --tokens 0 is needed"),
+        (["--packed", "-1"], "--packed is -1; 0 or more is needed"),
+        (["--ratio", "0"], "--ratio is 0; a positive number is needed"),
+        (["--flavor", "100m_standard"], "--flavor is '100m_standard'; one of debug, 100m_gda, "),
+        (["--json", "/nowhere/table.json"], "--json is /nowhere/table.json; /nowhere does not"),
+    ],
+)
+def test_attention_benchmark_refuses_in_one_line(arguments: list[str], message: str, capsys):
+    assert cli.main(["bench", "attention", *arguments]) == 1
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert printed.count("\n") == 1
+
+
+def test_attention_benchmark_compares_what_computes_the_same(monkeypatch):
+    from titan_motif.bench import attention_peers as peers
+    from titan_motif.bench.attention import Case
+
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(num_heads: int):
+        return torch.randn(2, 12, num_heads, 8, generator=generator, dtype=torch.float64)
+
+    # Two groups share each of the two pairs.
+    q, k, v, lam = draw(12), draw(4), draw(4), torch.tensor(0.3, dtype=torch.float64)
+    exact = kernels.grouped_differential_attention(q, k, v, lam, 2)
+    monkeypatch.setattr(peers, "WIDE_BACKENDS", [SDPBackend.MATH])
+    torch.testing.assert_close(peers.two_calls(q, k, v, lam, 2), exact)
+
+    def varlen(q, k, v, q_begins, k_begins, max_q, max_k, *, window_size, enable_gqa):
+        assert (window_size, enable_gqa, max_q, max_k) == ((-1, 0), True, 7, 7)
+        assert torch.equal(q_begins, k_begins)
+        parts = q_begins.long().diff().tolist()
+        each = zip(*(x.transpose(0, 1).split(parts, 1) for x in (q, k, v)), strict=True)
+        outs = [
+            F.scaled_dot_product_attention(*one, is_causal=True, enable_gqa=True) for one in each
+        ]
+        return torch.cat(outs, 1).transpose(0, 1)
+
+    case = Case(2, 12, (5, 7, 3, 2, 7), is_packed=True)
+    begins = torch.tensor([0, 5, 12, 15, 17, 24], dtype=torch.int32)
+    exact = kernels.grouped_differential_attention(q, k, v, lam, 2, case.documents("cpu"))
+    monkeypatch.setattr(peers, "varlen_attn", varlen)
+    found = peers.four_varlen_calls(q, k, v, lam, begins, longest=7, ratio=2)
+    torch.testing.assert_close(found, exact)
