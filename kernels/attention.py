@@ -73,10 +73,10 @@ def grouped_differential_attention(
         exact_above:     SDPA tells upper bounds of the largest logits, within log(seq): those above
                          this are replaced by the exact ones. The Triton kernels' are all exact.
     Raises:   ValueError if the heads do not form whole groups, the groups do not share pairs, or
-              the chosen implementation does not serve
+              the chosen implementation does not serve; for shapes and dtypes that do not fit
     """
-    _check(q, k, v, ratio)
-    documents = _documents(document_ids)
+    _check(q, k, v, lam, ratio)
+    documents = _documents(document_ids, q)
     if _runs_triton(q, implementation):
         first, last = (None, None) if documents is None else documents
         out, _, _, max_logits, squares = _differential_attention(q, k, v, lam, first, last, ratio)
@@ -105,7 +105,8 @@ def attention(
     exact_above: float = -math.inf,
 ) -> Any:  # like q; with statistics, a pair
     """Plain causal attention by SDPA; arguments as of `grouped_differential_attention`."""
-    documents = _documents(document_ids)
+    _check_alike(q, k, v)
+    documents = _documents(document_ids, q)
     out, bounds = reference.attention(q, k, v, _mask(documents), with_bounds=with_statistics)
     if not with_statistics:
         return out
@@ -113,19 +114,44 @@ def attention(
     return out, AttentionStatistics(max_logits, max_logits.new_zeros(()))
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, ratio: int) -> None:
+def _check(q: Tensor, k: Tensor, v: Tensor, lam: Tensor, ratio: int) -> None:
+    """Raise ValueError for what the kernels would read as something else."""
+    if ratio < 1:
+        raise ValueError(f"ratio is {ratio}; at least 1 is needed (0 is `attention`)")
     num_heads, groups = q.shape[2], q.shape[2] // (ratio + 1)
-    if num_heads != groups * (ratio + 1) or k.shape[2] % 2 or groups % max(k.shape[2] // 2, 1):
+    num_pairs = k.shape[2] // 2
+    if num_heads != groups * (ratio + 1) or k.shape[2] % 2 or groups % max(num_pairs, 1):
         raise ValueError(
             f"{num_heads} query heads at ratio {ratio} with {k.shape[2]} key heads: heads must be "
             f"a multiple of ratio + 1, and their groups a multiple of the key pairs"
         )
+    if num_pairs == 0:
+        raise ValueError("there are no key heads; a pair is needed")
+    if lam.ndim:
+        raise ValueError(f"lam has the shape {tuple(lam.shape)}; a scalar is needed")
+    _check_alike(q, k, v)
+
+
+def _check_alike(q: Tensor, k: Tensor, v: Tensor) -> None:
+    if (q.shape[:2], q.shape[3]) != (k.shape[:2], k.shape[3]):
+        raise ValueError(
+            f"q has the shape {tuple(q.shape)}, k {tuple(k.shape)}; only their heads may differ"
+        )
     if v.shape != k.shape:
         raise ValueError(f"v has the shape {tuple(v.shape)}; k's, {tuple(k.shape)}, is needed")
+    if not q.dtype == k.dtype == v.dtype:
+        raise ValueError(f"q, k and v are {q.dtype}, {k.dtype}, {v.dtype}; one dtype is needed")
 
 
-def _documents(document_ids: Tensor | Documents | None) -> Documents | None:
-    return documents_of(document_ids) if isinstance(document_ids, Tensor) else document_ids
+def _documents(document_ids: Tensor | Documents | None, q: Tensor) -> Documents | None:
+    is_given = isinstance(document_ids, Tensor)
+    documents = documents_of(document_ids) if is_given else document_ids
+    if documents is not None and documents.first.shape != q.shape[:2]:
+        raise ValueError(
+            f"document_ids have the shape {tuple(documents.first.shape)}; that of the tokens, "
+            f"{tuple(q.shape[:2])}, is needed"
+        )
+    return documents
 
 
 def _mask(documents: Documents | None) -> Tensor | None:

@@ -64,10 +64,11 @@ def attention(
     if mask is not None and q.is_cuda and k.shape[1] != q.shape[1]:
         # With a mask CUDA's kernels do not share key heads; what does holds (seq, seq) for each.
         k, v = (_share(x, q.shape[1]) for x in (k, v))
-    if not with_bounds:
+    if not with_bounds or q.numel() == 0:
         causal = mask is None
         out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=True)
-        return out.transpose(1, 2), None
+        bounds = q.new_full((q.shape[1],), -math.inf, dtype=torch.float32)  # of no tokens
+        return out.transpose(1, 2), bounds if with_bounds else None
     out, logsumexp = _with_logsumexp(q, k, v, mask)
     if logsumexp is None:
         return out.transpose(1, 2), q.new_full((q.shape[1],), math.inf, dtype=torch.float32)

@@ -86,9 +86,8 @@ class QKClip:
                     )
         self.queries, self.keys = list(queries), list(keys)
         self.head_dim, self.threshold = head_dim, threshold
-        device = queries[0].device
-        self.key_of_query = torch.tensor(key_of_query, device=device)
-        self.exponents = torch.tensor(exponents, dtype=torch.float32, device=device)
+        self.key_of_query = torch.tensor(key_of_query)
+        self.exponents = torch.tensor(exponents, dtype=torch.float32)
         self._rows = {weight: _rows_here(weight) for weight in (*queries, *keys)}
 
     @torch.no_grad()
@@ -97,6 +96,10 @@ class QKClip:
 
         Shapes: max_logits (layers, heads) float32, the same on every rank -> (), on the device
         """
+        device = max_logits.device
+        if self.exponents.device != device:  # the first call's; the weights' may be another one
+            self.key_of_query = self.key_of_query.to(device)
+            self.exponents = self.exponents.to(device)
         query_factors, key_factors = clip_factors(
             max_logits, self.key_of_query, self.exponents, self.threshold
         )
@@ -104,7 +107,7 @@ class QKClip:
             by_row = factors.repeat_interleave(self.head_dim, dim=1)[..., None]
             for weight, of_rows in zip(weights, by_row, strict=True):
                 local = weight.to_local() if isinstance(weight, DTensor) else weight
-                local.mul_(of_rows[self._rows[weight]])
+                local.mul_(of_rows[self._rows[weight]].to(local.device))
         return (query_factors < 1).sum()
 
 

@@ -5,7 +5,7 @@ import torch
 
 
 def compile_counts(recompute: str, tensor: int):
-    """Graphs, breaks and recompilations of 8 blocks: after one step, and after two more."""
+    """Graphs and breaks of 8 blocks after each of five steps; the odd ones record attention."""
     from torch._dynamo.utils import counters
     from torchtitan.distributed.utils import get_train_context
 
@@ -15,7 +15,8 @@ def compile_counts(recompute: str, tensor: int):
     model, dims = layouts.build(layout, recompute, "aot_eager", n_layers=8)
     tokens = layouts.all_tokens()[:2]
     counts = []
-    for step in range(3):
+    for step in range(5):
+        model.attention_record.is_recording = step % 2 == 1
         with get_train_context(dims.tp_enabled)():
             logits = model((tokens[:, :-1] + step) % 300).flatten(0, 1)
             torch.nn.functional.cross_entropy(logits, tokens[:, 1:].flatten()).backward()
@@ -29,7 +30,8 @@ def check(rank_pool, recompute: str, tensor: int) -> None:
     ):
         assert len(set(lam.tolist())) == 8  # the layers' numbers differ
         assert 1 <= counts[0] <= 2
-        assert counts == [counts[0]] * 3
+        one = counts[0]
+        assert counts == [one, 2 * one, 2 * one, 2 * one, 2 * one]  # with and without the record
         assert not breaks
 
 

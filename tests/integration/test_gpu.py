@@ -166,3 +166,30 @@ def test_a_step_of_parallel_muon_does_not_wait_for_the_device():
             torch.cuda.set_sync_debug_mode("default")
     assert all(p.any() for p in parameters)
     assert optimizer.num_skipped_steps == 0
+
+
+def test_qk_clip_does_not_wait_for_the_device():
+    import titan_motif.device  # noqa: F401
+
+    # isort: split
+    from titan_motif.config import Optimizer
+    from titan_motif.model import FLAVORS, Motif2Model
+    from titan_motif.optimizers import build_optimizers
+
+    with torch.device("cuda"):
+        model = Motif2Model(FLAVORS["debug"])
+    model.init_weights()
+    config = Optimizer(name="ParallelMuon", lr=1e-3, qk_clip=True, qk_clip_threshold=0.5)
+    optimizers = build_optimizers([model], config, None)
+    before = model.layers["0"].attention.q_proj.weight.detach().clone()
+    tokens = torch.randint(0, 1024, (2, 64), device="cuda")
+    for step in range(3):
+        if step == 2:
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            model(tokens).float().logsumexp(-1).sum().backward()
+            optimizers.step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert optimizers.monitor.metrics()["attention/clipped_heads"] > 0
+    assert model.layers["0"].attention.q_proj.weight.norm() < 0.8 * before.norm()

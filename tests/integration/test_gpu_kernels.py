@@ -9,8 +9,11 @@ pytestmark = [
 ]
 
 
-def block_step(kernels: str, compiled: bool) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """Output and gradients of one block in bfloat16, and the operators of the compiled graph."""
+def block_step(
+    compiled: bool, kernels: str, attention: str
+) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Output and gradients of one block in bfloat16, what it saw of attention, and the operators
+    of the compiled graph. Its sequence is of three documents."""
     import dataclasses
 
     import titan_motif.device  # noqa: F401
@@ -20,7 +23,9 @@ def block_step(kernels: str, compiled: bool) -> tuple[dict[str, torch.Tensor], l
 
     torch._dynamo.reset()
     torch.manual_seed(0)
-    args = dataclasses.replace(FLAVORS["12_7b"], n_layers=1, vocab_size=256, kernels=kernels)
+    args = dataclasses.replace(
+        FLAVORS["12_7b"], n_layers=1, vocab_size=256, kernels=kernels, attention=attention
+    )
     with torch.device("cuda"):
         model = Motif2Model(args)
     model.init_weights()
@@ -35,10 +40,12 @@ def block_step(kernels: str, compiled: bool) -> tuple[dict[str, torch.Tensor], l
             return lookup_backend("inductor")(graph, example_inputs)
 
         model.layers["0"] = torch.compile(model.layers["0"], backend=backend, fullgraph=True)
+    model.attention_record.is_recording = True
     tokens = torch.randint(0, 256, (1, 1025), device="cuda")
-    logits = model(tokens[:, :-1]).flatten(0, 1).float()
+    ids = torch.arange(1024, device="cuda")[None] // 400
+    logits = model(tokens[:, :-1], document_ids=ids).flatten(0, 1).float()
     torch.nn.functional.cross_entropy(logits, tokens[:, 1:].flatten()).backward()
-    found = {"logits": logits.detach()}
+    found = {"logits": logits.detach(), "maxima": model.attention_record.maxima.clone()}
     for name, parameter in model.named_parameters():
         found[name.replace("_orig_mod.", "")] = parameter.grad
     return found, operators
@@ -46,12 +53,58 @@ def block_step(kernels: str, compiled: bool) -> tuple[dict[str, torch.Tensor], l
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_block_with_kernels_equals_one_without(compiled: bool):
-    expected, _ = block_step("torch", compiled=False)
-    found, operators = block_step("triton", compiled)
+    expected, _ = block_step(False, "torch", "sdpa")
+    found, operators = block_step(compiled, "triton", "triton")
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         error = (found[name] - tensor).float().norm() / tensor.float().norm()
         assert error < 0.02, name  # of bfloat16 products in another order
     if compiled:
-        for operator in ("poly_norm_mul", "add_rms_norm", "rms_norm"):
+        names = ("poly_norm_mul", "add_rms_norm", "rms_norm", "differential_attention")
+        for operator in names:
             assert any(f"titan_motif.{operator}" in target for target in operators), operator
+
+
+@pytest.mark.parametrize("is_packed", [False, True], ids=["whole", "packed"])
+@pytest.mark.parametrize("cudnn", [False, True], ids=["flash", "cudnn"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_sdpa_tells_the_same_with_statistics(monkeypatch, dtype, cudnn: bool, is_packed: bool):
+    """Whichever of SDPA's kernels runs: output and gradients, and the maxima of a long product."""
+    from titan_motif.kernels import attention_reference, grouped_differential_attention, key_heads
+
+    monkeypatch.setattr(attention_reference, "_prefers_cudnn", lambda device: cudnn)
+    generator = torch.Generator("cuda").manual_seed(0)
+
+    def draw(heads: int) -> torch.Tensor:
+        drawn = torch.randn(2, 300, heads, 64, device="cuda", generator=generator)
+        return drawn.to(dtype).requires_grad_()
+
+    q, k, v = draw(10), draw(4), draw(4)
+    ids = torch.arange(300, device="cuda").expand(2, -1) // 130 if is_packed else None
+    lam = torch.tensor(0.4, device="cuda")
+
+    def run(**options):
+        result = grouped_differential_attention(
+            q, k, v, lam, 4, ids, implementation="sdpa", **options
+        )
+        out, statistics = result if isinstance(result, tuple) else (result, None)
+        return out, statistics, torch.autograd.grad(out.float().square().sum(), (q, k, v))
+
+    expected, _, expected_gradients = run()
+    out, statistics, gradients = run(with_statistics=True)
+    _, bounds, _ = run(with_statistics=True, exact_above=1e9)
+    bound = {torch.float64: 1e-12, torch.float32: 1e-5}.get(dtype, 0.02)
+    for a, b in zip((out, *gradients), (expected, *expected_gradients), strict=True):
+        assert (a - b).double().norm() <= bound * b.double().norm()
+    heads = key_heads(10, 4, 4)
+    logits = q.detach().double().transpose(1, 2) @ k.detach().double()[:, :, heads].permute(
+        0, 2, 3, 1
+    )
+    allowed = torch.ones(300, 300, dtype=torch.bool, device="cuda").tril()
+    if is_packed:
+        allowed = allowed & (ids[0] == ids[0][:, None])
+    exact = (logits / 8).masked_fill(~allowed, -torch.inf).amax((0, 2, 3))
+    assert (statistics.max_logits - exact).abs().max() <= 1e-5 * exact.max()
+    assert (bounds.max_logits >= statistics.max_logits - 1e-5).all()
+    if dtype != torch.float64:  # which no kernel with sums serves
+        assert (bounds.max_logits <= exact + 6).all()  # log(300) = 5.7

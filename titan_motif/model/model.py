@@ -64,6 +64,7 @@ class Motif2Model(ModelProtocol):
         self.attention_record.reset()
         if buffer_device is not None:
             self.scalars.lam_init = self.scalars.lam_init.to(buffer_device)
+            self.attention_record.to(buffer_device)
 
     def forward(
         self,
