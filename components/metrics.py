@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torchtitan.components.metrics import MetricsProcessor
+from torchtitan.components.optimizer import OptimizersContainer
 from torchtitan.config import JobConfig
 from torchtitan.distributed import ParallelDims
 from torchtitan.tools.logging import logger
@@ -45,6 +46,18 @@ class RunMetrics(MetricsProcessor):
         self.last_logged_step: int | None = None
         self.num_skipped_steps = 0
 
+    @property
+    def optimizers(self) -> OptimizersContainer | None:
+        """torchtitan hands them in; their monitor, if they have one, is told whom it reports to."""
+        return self._optimizers
+
+    @optimizers.setter
+    def optimizers(self, container: OptimizersContainer | None) -> None:
+        self._optimizers = container
+        self.monitor = getattr(container, "monitor", None)
+        if self.monitor is not None:
+            self.monitor.report_to(self)
+
     def start(self, step: int) -> None:
         """Begin after `step` steps, which an earlier run may have done; what it did beyond goes."""
         if self.is_writer:
@@ -70,9 +83,8 @@ class RunMetrics(MetricsProcessor):
             self.num_flops_per_token * tokens_per_second / self.parallel_dims.world_size
         )
         extra = dict(extra_metrics or {})
-        monitor = getattr(self.optimizers, "monitor", None)
-        if monitor is not None:
-            extra |= monitor.metrics()
+        if self.monitor is not None:
+            extra |= self.monitor.metrics()
         skipped = sum(getattr(o, "num_skipped_steps", 0) for o in self.optimizers or ())
         if skipped > self.num_skipped_steps:
             logger.warning(f"{skipped} steps were skipped: gradients were not finite")

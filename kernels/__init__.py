@@ -12,7 +12,7 @@ from titan_motif.kernels.attention import (
     grouped_differential_attention,
 )
 from titan_motif.kernels.cast_scaled import cast_scaled
-from titan_motif.kernels.documents import Documents, documents_of, documents_separated_by
+from titan_motif.kernels.documents import Documents, documents_of
 from titan_motif.kernels.largest_logits import key_heads, largest_logits
 from titan_motif.kernels.launch import Implementation, default_implementation
 from titan_motif.kernels.momentum import advance_momentum, apply_update
@@ -34,7 +34,6 @@ __all__ = [
     "cast_scaled",
     "default_implementation",
     "documents_of",
-    "documents_separated_by",
     "grouped_differential_attention",
     "key_heads",
     "largest_logits",

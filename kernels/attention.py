@@ -37,16 +37,20 @@ class AttentionStatistics(NamedTuple):
 
 def attention_problem(dtype: torch.dtype, head_dim: int, device: torch.device) -> str | None:
     """Return why the Triton kernels of differential attention do not serve, or None."""
+    is_interpreted = device.type == "cpu" and IS_INTERPRETED
+    if device.type != "cuda" and not is_interpreted:
+        return f"a tensor on {device.type} needs 'sdpa'"
+    if device.type == "cuda" and torch.version.hip is not None:
+        return "the kernels were made for NVIDIA's GPUs"
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+        return "a GPU of compute capability 8.0 or later is needed"
     if dtype not in _DTYPES:
         return f"{dtype} is not served, only bfloat16 and float16"
     if head_dim not in HEAD_DIMS:
         return f"head_dim is {head_dim}; one of {', '.join(map(str, HEAD_DIMS))} is needed"
-    if device.type == "cuda":
-        is_old = torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0)
-        return "a GPU of compute capability 8.0 or later is needed" if is_old else None
-    if device.type == "cpu" and IS_INTERPRETED:
-        return "Triton's interpreter multiplies no bfloat16" if dtype == torch.bfloat16 else None
-    return f"a tensor on {device.type} needs 'sdpa'"
+    if is_interpreted and dtype == torch.bfloat16:
+        return "Triton's interpreter multiplies no bfloat16"
+    return None
 
 
 def grouped_differential_attention(
@@ -189,6 +193,12 @@ def _ratio(noise_norm: Tensor, signal_norm: Tensor) -> Tensor:
 # ---- operators
 
 
+def _aligned(x: Tensor) -> Tensor:
+    """Return x contiguous, from an address that descriptors can name."""
+    x = x.contiguous()
+    return x.clone() if x.data_ptr() % 16 else x
+
+
 @torch.library.custom_op("titan_motif::differential_attention", mutates_args=())
 def _differential_attention(
     q: Tensor,
@@ -200,7 +210,7 @@ def _differential_attention(
     ratio: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     documents = None if first is None else Documents(first.contiguous(), last.contiguous())
-    q, k, v = (x.contiguous() for x in (q, k, v))
+    q, k, v = (_aligned(x) for x in (q, k, v))
     return launch_forward(q, k, v, lam.float(), documents, ratio)
 
 
@@ -232,7 +242,7 @@ def _backward(
     ratio: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     documents = None if first is None else Documents(first.contiguous(), last.contiguous())
-    dout, q, k, v = (x.contiguous() for x in (dout, q, k, v))
+    dout, q, k, v = (_aligned(x) for x in (dout, q, k, v))
     dq, dk, dv, dlam = launch_backward(
         dout, q, k, v, lam.float(), documents, out, noise, logsumexp, ratio
     )

@@ -454,7 +454,7 @@ def _launch_queries(
             HEAD_DIM=dim,
             ROWS=tiles.rows,
             COLUMNS=tiles.columns,
-            **tiles.options(q),
+            **tiles.options,
         )
     return dq
 
@@ -495,6 +495,6 @@ def _launch_keys(
             HEAD_DIM=dim,
             ROWS=tiles.rows,
             COLUMNS=tiles.columns,
-            **tiles.options(q),
+            **tiles.options,
         )
     return dk, dv

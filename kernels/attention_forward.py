@@ -4,6 +4,9 @@ One program attends with a block of queries of one head. The noise heads go firs
 program then subtracts lam times its group's noise map from its own before anything is stored. V is
 read at its full width of two value heads, once for each query head.
 
+A block of queries or keys at the end of a sequence reads the next sequence's first rows with a
+weight of zero: values there that are not finite would reach it.
+
     m, l    running maximum and sum of a row of exp2(logits * scale)
     logsumexp, in base 2: m * scale + log2(l), with scale = log2(e) / sqrt(head_dim)
 """
@@ -17,13 +20,12 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from titan_motif.kernels.documents import Documents
-from titan_motif.kernels.launch import can_use_ptx
 
 LOG2_E = 1.4426950408889634
 
-NOTHING = tl.constexpr(-1.0e30)
-"""A logit that is not allowed: finite, so that a row without allowed keys in a block stays a number
-until its first allowed key wipes out what was summed before."""
+BEFORE_ANY = tl.constexpr(-1.0e30)
+"""The running maximum of a row that has met no allowed key: finite, so that logits of -inf, which
+are not allowed, stay -inf when it is taken off, however the compiler rounds, and weigh nothing."""
 
 
 class Shape(NamedTuple):
@@ -168,7 +170,7 @@ def _attend(
             allowed = columns <= rows[:, None]
             if HAS_DOCUMENTS:
                 allowed &= columns >= first[:, None]
-            logits = tl.where(allowed, logits, NOTHING)
+            logits = tl.where(allowed, logits, float("-inf"))
         larger = tl.maximum(largest, tl.max(logits, 1))
         weights = tl.math.exp2(logits * scale - (larger * scale)[:, None])
         shrink = tl.math.exp2((largest - larger) * scale)
@@ -216,7 +218,7 @@ def _forward_kernel(
     q = q_desc.load([top + start, head * HEAD_DIM])
     accumulated = tl.zeros([ROWS, 2 * HEAD_DIM], tl.float32)
     total = tl.zeros([ROWS], tl.float32)
-    largest = tl.full([ROWS], NOTHING, tl.float32)
+    largest = tl.full([ROWS], BEFORE_ANY, tl.float32)
     for is_masked in tl.static_range(2):
         masked_blocks = (whole - begin) // COLUMNS + tl.cdiv(end - diagonal, COLUMNS)
         accumulated, total, largest = _attend(
@@ -246,7 +248,7 @@ def _forward_kernel(
     num_heads = num_groups * (RATIO + 1)
     num_blocks = tl.cdiv(seq, ROWS)
     statistic = (batch * num_heads + head) * num_blocks + start // ROWS
-    tl.store(largest_ptr + statistic, tl.max(tl.where(is_row, largest, NOTHING)))
+    tl.store(largest_ptr + statistic, tl.max(tl.where(is_row, largest, BEFORE_ANY)))
     offsets = (batch.to(tl.int64) * num_heads + head) * seq + rows
     tl.store(logsumexp_ptr + offsets, largest * scale + tl.math.log2(total), is_row)
     inverse = tl.where(is_row, 1.0 / total, 0.0)
@@ -276,14 +278,11 @@ class Tiles(NamedTuple):
     columns: int
     num_warps: int
     num_stages: int
-    max_registers: int | None = None
 
-    def options(self, x: Tensor) -> dict[str, int]:
-        """Return the launch options of a kernel on x."""
-        options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
-        if self.max_registers and can_use_ptx(x):
-            options["maxnreg"] = self.max_registers
-        return options
+    @property
+    def options(self) -> dict[str, int]:
+        """The launch options."""
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages}
 
 
 def forward_tiles(x: Tensor) -> Tiles:
@@ -353,6 +352,6 @@ def launch_forward(
                 HEAD_DIM=head_dim,
                 ROWS=tiles.rows,
                 COLUMNS=tiles.columns,
-                **tiles.options(q),
+                **tiles.options,
             )
     return out, noise, logsumexp, largest.amax((0, 2)) * head_dim**-0.5, squares.sum(1)

@@ -87,12 +87,16 @@ def _with_logsumexp(
     causal, aten = mask is None, torch.ops.aten
     bias = None
     if mask is not None:
-        bias = torch.zeros(mask.shape, dtype=q.dtype, device=q.device)
-        bias = bias.masked_fill(~mask, -math.inf)
+        # CUDA's kernel wants rows of a multiple of 8.
+        padded = q.new_zeros(*mask.shape[:-1], -(-mask.shape[-1] // 8) * 8)
+        bias = padded[..., : mask.shape[-1]].masked_fill_(~mask, -math.inf)
     if q.device.type == "cpu":
         return aten._scaled_dot_product_flash_attention_for_cpu(
             q, k, v, 0.0, causal, attn_mask=bias
         )
+    if q.shape[-1] % 8:  # SDPA pads such heads; its kernels by themselves refuse them
+        out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=True)
+        return out, None
     if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and mask is None:
         if _prefers_cudnn(q.device):
             out, logsumexp, *_ = aten._scaled_dot_product_cudnn_attention(

@@ -31,15 +31,6 @@ def documents_of(document_ids: Tensor) -> Documents:
     return Documents(first.int(), last.int())
 
 
-def documents_separated_by(tokens: Tensor, separator: int) -> Documents:
-    """Return the bounds of documents, each of which ends with a separator token.
-
-    Shapes: tokens (batch, seq) integers
-    """
-    is_separator = (tokens == separator).int()
-    return documents_of(is_separator.cumsum(1) - is_separator)
-
-
 def allowed_keys(documents: Documents) -> Tensor:
     """Return which keys each query attends to: of its own document, up to itself.
 

@@ -4,23 +4,25 @@ What the model records on the device (titan_motif.model.attention_record) is red
 in one collective a step, and read by the host only where a line is logged.
 """
 
+import math
+from collections.abc import Callable, Iterable
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.optim import Optimizer
 from torchtitan.tools.logging import logger
 
 from titan_motif import config as job
+from titan_motif.components.metrics import RunMetrics
 from titan_motif.components.muon import QKClip
 from titan_motif.kernels import key_heads
 from titan_motif.model import Motif2Model
 from titan_motif.model.initialization import plain_name
 
-RATIO_BOUND = 1.0
-"""The default of metrics.noise_ratio_bound."""
-
 
 class AttentionMonitor:
-    """Of one model; a hook after the step of its optimizer.
+    """Of one model; a hook after the step of its optimizers.
 
     The trainer says at the beginning of each step which one it is; without one that does, steps
     are counted from the start of the process.
@@ -29,46 +31,58 @@ class AttentionMonitor:
     def __init__(self, model: Motif2Model, config: job.Optimizer) -> None:
         self.record = model.attention_record
         self.grouped_ratio = model.model_args.grouped_ratio
-        self.ratio_bound = RATIO_BOUND
         self.interval = config.qk_clip_interval
         self.clip = qk_clip(model, config) if config.qk_clip else None
         if self.clip is not None:
             self.record.exact_above = config.qk_clip_threshold
+        self._will_log: Callable[[int], bool] = lambda step: False
+        self._ratio_bound = job.Metrics.noise_ratio_bound
         self._warned: set[int] = set()
         self._since_log: Tensor | None = None
         self._num_clipped: Tensor | int = 0
-        self.begin_step(1, will_log=False)
+        self.begin_step(1)
 
-    def begin_step(self, step: int, will_log: bool) -> None:
-        """Let the model record if this step's maxima are needed; drop those of a step undone."""
+    def report_to(self, metrics: RunMetrics) -> None:
+        """Record the steps that are logged, and warn at the bound of the job."""
+        self._will_log = metrics.should_log
+        self._ratio_bound = metrics.job_config.metrics.noise_ratio_bound
+        self.begin_step(self.step)
+
+    def begin_step(self, step: int) -> None:
+        """Let the model record if this step's maxima are needed."""
         self.step = step
-        self.record.is_recording = will_log or self._clips_at(step)
-        if self.record.maxima.device.type != "meta":
-            self.record.reset()
+        self.record.is_recording = self._clips_at(step) or self._will_log(step)
+        self.record.reset()
 
     def _clips_at(self, step: int) -> bool:
         return self.clip is not None and step % self.interval == 0
 
     @torch.no_grad()
-    def __call__(self, *unused) -> None:
+    def __call__(self, optimizers: Iterable[Optimizer] = (), *unused) -> None:
         """Reduce, clip, remember; every rank has to call it."""
         if self.record.is_recording:
             maxima = self.record.maxima
             if dist.is_initialized() and dist.get_world_size() > 1:
                 dist.all_reduce(maxima, dist.ReduceOp.MAX)
             if self._clips_at(self.step):
-                self._num_clipped = self._num_clipped + self.clip(maxima[:, :-2])
+                logits = maxima[:, :-2]
+                for optimizer in optimizers:
+                    skipped = getattr(optimizer, "skipped", None)
+                    if skipped is not None:  # a step that changed nothing is to change nothing
+                        logits = logits.masked_fill(skipped.bool(), -math.inf)
+                self._num_clipped = self._num_clipped + self.clip(logits)
             before = self._since_log
             self._since_log = maxima.clone() if before is None else before.maximum(maxima)
-        self.begin_step(self.step + 1, will_log=False)
+        self.begin_step(self.step + 1)
 
     def metrics(self) -> dict[str, float]:
         """Return the largest figures since the last call, by layer; {} if nothing was recorded."""
         if self._since_log is None:
             return {}
-        *logits, ratios, lams = self._since_log.T.tolist()
-        largest = [max(heads) for heads in zip(*logits, strict=True)]
-        found = {"attention/max_logit": max(largest)}
+        seen = self._since_log
+        figures = torch.stack((seen[:, :-2].amax(1), seen[:, -2], seen[:, -1]))
+        largest, ratios, lams = figures.tolist()
+        found = {"attention/max_logit": figures[0].max().item()}
         columns = {"max_logit": largest}
         if self.grouped_ratio:
             columns |= {"noise_over_signal": ratios, "lambda": lams}
@@ -82,13 +96,14 @@ class AttentionMonitor:
         return found
 
     def _warn(self, ratios: list[float]) -> None:
-        """Warn once when a layer passes the bound, and again only after it has come back."""
-        above = {layer for layer, ratio in enumerate(ratios) if not ratio <= self.ratio_bound}
-        for layer in sorted(above - self._warned):
+        """Warn once when layers pass the bound, and again only after they have come back."""
+        above = {layer for layer, ratio in enumerate(ratios) if not ratio <= self._ratio_bound}
+        if new := sorted(above - self._warned):
+            told = ", ".join(f"{ratios[layer]:.2f} times in layer {layer}" for layer in new)
             logger.warning(
-                f"layer {layer}: lambda times the noise maps is {ratios[layer]:.2f} times as large "
-                f"as the signal maps (metrics.noise_ratio_bound is {self.ratio_bound}): noise "
-                "heads suppress what signal heads find"
+                f"lambda times the noise maps is as large as the signal maps {told} "
+                f"(metrics.noise_ratio_bound is {self._ratio_bound}): noise heads suppress what "
+                "signal heads find"
             )
         self._warned = above
 
@@ -101,6 +116,8 @@ def qk_clip(model: Motif2Model, config: job.Optimizer) -> QKClip:
         [parameters[f"layers.{i}.attention.{name}.weight"] for i in range(args.n_layers)]
         for name in ("q_proj", "k_proj")
     )
+    # ASSUMPTION: the report does not say how maxima are taken with noise heads. Here every map has
+    # its own logits, and a key head follows the one of its query heads that asks for most.
     return QKClip(
         queries,
         keys,

@@ -203,6 +203,7 @@ class Metrics(torchtitan_config.Metrics):
 
     enable_tensorboard: bool = True
     """Write TensorBoard events under dump_folder/tb."""
+    # ASSUMPTION: the report names noise heads that suppress everything as a sign, and no bound.
     noise_ratio_bound: float = 1.0
     """
     Warn when a layer's noise maps, times lambda, are this many times as large as its signal maps

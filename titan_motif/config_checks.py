@@ -9,7 +9,7 @@ import torch
 
 from titan_motif.components.curriculum.loader import PackedTokens
 from titan_motif.components.muon.routing import route
-from titan_motif.config import JobConfig, LRScheduler, Muon, Optimizer, value_of
+from titan_motif.config import JobConfig, LRScheduler, Metrics, Muon, Optimizer, value_of
 from titan_motif.config_refusals import check_served
 from titan_motif.device import device_type
 from titan_motif.kernels import attention_problem
@@ -243,15 +243,16 @@ def _model(config: JobConfig) -> Iterator[Finding]:
 
 
 def _attention(config: JobConfig, args: Motif2ModelArgs) -> Iterator[Finding]:
+    bound = config.metrics.noise_ratio_bound
+    if args.grouped_ratio == 0 and bound != Metrics.noise_ratio_bound:
+        yield "metrics.noise_ratio_bound", f"is {bound}; with grouped_ratio 0 there is no noise map"
     if config.model.attention != "triton":
         return
-    precision = config.training.mixed_precision_param
     if args.grouped_ratio == 0:
         problem = "plain attention (grouped_ratio 0) runs SDPA"
-    elif precision == "auto" and device_type == "cpu":
-        problem = "that needs a GPU"
     else:
-        dtype = torch.float32 if precision == "float32" else torch.bfloat16
+        is_single = config.training.mixed_precision_param == "float32"
+        dtype = torch.float32 if is_single else torch.bfloat16
         problem = attention_problem(dtype, args.head_dim, torch.device(device_type))
     if problem is not None:
         yield "model.attention", f"is 'triton'; {problem}: 'auto' or 'sdpa' is allowed here"

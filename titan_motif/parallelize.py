@@ -101,6 +101,7 @@ KEPT_OPERATORS = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,
     torch.ops.titan_motif.differential_attention.default,
+    torch.ops.titan_motif.largest_logits.default,
     # What crossed ranks is not sent again.
     torch.ops._c10d_functional.reduce_scatter_tensor.default,
     torch.ops._c10d_functional.all_reduce.default,

@@ -54,7 +54,6 @@ class MotifTrainer(torchtitan.train.Trainer):
             super().__init__(job_config)
         # FSDP holds the precision policy on any number of ranks, one included: no autocast.
         self.maybe_enable_amp = contextlib.nullcontext()
-        self.optimizers.monitor.ratio_bound = job_config.metrics.noise_ratio_bound
         self.is_first_rank = torch.distributed.get_rank() == 0
         self.batch_degree = self.parallel_dims.dp_replicate * self.parallel_dims.dp_shard
         if self.is_first_rank:
@@ -73,8 +72,7 @@ class MotifTrainer(torchtitan.train.Trainer):
 
     def train_step(self, data_iterator) -> None:
         self.lr_schedulers.begin_step(self.step_tokens)
-        will_log = self.metrics_processor.should_log(self.step)
-        self.optimizers.monitor.begin_step(self.step, will_log)
+        self.optimizers.monitor.begin_step(self.step)
         super().train_step(data_iterator)
         if self.step == self.first_step:
             self._shorten_timeouts()

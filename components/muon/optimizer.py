@@ -106,6 +106,8 @@ class ParallelMuon(torch.optim.Optimizer):
         self.mode, self.coefficients = mode, coefficients
         self.method = method_of(mode, method)
         self.names: dict[Tensor, str] = {}
+        self.skipped: Tensor | None = None
+        """() on the device: 1.0 where the last step changed nothing, else 0.0."""
         super().__init__([self._complete(group) for group in groups], {})
         parameters = [p for group in self.param_groups for p in group["params"]]
         if not parameters:
@@ -147,6 +149,7 @@ class ParallelMuon(torch.optim.Optimizer):
         parameters = [p for group in self.param_groups for p in group["params"]]
         gradients = [self._gradient(p) for p in parameters]
         bad, present = self._gate.decide(gradients)
+        self.skipped = bad
         # By parameter: 1.0 where it is updated, 0.0 where everything stays as it is.
         go = dict(zip(parameters, ((1.0 - bad) * present).unbind(), strict=True))
         found = dict(zip(parameters, gradients, strict=True))

@@ -68,6 +68,7 @@ class QKClip:
         keys: Sequence[Tensor],
         key_of_query: Sequence[int],
         head_dim: int,
+        # ASSUMPTION: the report names MuonClip alone; the threshold is Kimi K2's.
         threshold: float = 100.0,
         balance: Balance = "symmetric",
     ) -> None:

@@ -49,7 +49,8 @@ def clipped_step(layout: str, balance: str = "symmetric", backend: str | None = 
     figures = optimizers.monitor.metrics()
     weights = named(model, lambda p: p.full_tensor().clone())
     optimizers.monitor.clip = None
-    optimizers.monitor.begin_step(2, will_log=True)
+    optimizers.monitor._will_log = lambda step: True
+    optimizers.monitor.begin_step(2)
     after, _ = maxima()
     kept = {n: w for n, w in weights.items() if "q_proj" in n or "k_proj" in n}
     return before, after, kept, collectives, figures

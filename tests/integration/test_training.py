@@ -469,3 +469,42 @@ def test_a_checkpoint_of_another_optimizer_says_how_to_go_on(rank_pool, argument
         run, 1, [*more, "--checkpoint.exclude_from_loading", "optimizer"], str(ROOT)
     )
     assert any(line.startswith("continuing from step 2 ") for line in log)
+
+
+def test_documents_and_clips_are_those_of_the_job_across_a_resume(
+    rank_pool, arguments, tmp_path: Path
+):
+    """Clips come at their interval wherever a run was stopped, and the metrics tell of them."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    clip = ["--optimizer.qk_clip_threshold", "0.05", "--optimizer.qk_clip_interval", "3"]
+    masked = ["--training.mask_documents", "--training.restart_positions"]
+    arguments = [*arguments, *clip, "--training.steps", "10", "--metrics.noise_ratio_bound", "1e-4"]
+    (log, _) = rank_pool.run(run, 2, [*arguments, *masked], str(ROOT))
+    (warning,) = [line for line in log if "noise heads suppress" in line]
+    assert "in layer 0, " in warning
+    assert "(metrics.noise_ratio_bound is 0.0001)" in warning
+
+    def figures(folder: Path) -> list[tuple[float, ...]]:
+        entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        keys = ("step", "loss", "attention/max_logit", "attention/clipped_heads")
+        return [tuple(entry[key] for key in keys) for entry in entries if "loss" in entry]
+
+    whole = figures(tmp_path / "run")
+    assert [step for step, _, _, clipped in whole if clipped] == [3, 6, 9]
+    halves = elsewhere([*arguments, *masked], tmp_path / "halves")
+    rank_pool.run(run, 2, halves, str(ROOT), 5)
+    rank_pool.run(run, 2, halves, str(ROOT))
+    assert figures(tmp_path / "halves") == whole
+
+    (events,) = (tmp_path / "run" / "tb").rglob("events*")
+    accumulator = EventAccumulator(str(events))
+    accumulator.Reload()
+    for name in ("max_logit", "noise_over_signal", "lambda"):
+        for layer in (0, 1):
+            assert len(accumulator.Scalars(f"attention_{name}/layer_{layer}")) == 10
+    clipped = [event.value for event in accumulator.Scalars("attention/clipped_heads")]
+    assert clipped == [clipped for *_, clipped in whole]
+
+    rank_pool.run(run, 2, elsewhere(arguments, tmp_path / "unmasked"), str(ROOT))
+    assert figures(tmp_path / "unmasked")[0][1] != whole[0][1]

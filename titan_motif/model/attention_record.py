@@ -19,7 +19,6 @@ class AttentionRecord(nn.Module):
 
     def __init__(self, num_layers: int, num_heads: int) -> None:
         super().__init__()
-        self.num_heads = num_heads
         self.first_head = 0
         """Of those that this rank computes."""
         self.is_recording = False

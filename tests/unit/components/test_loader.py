@@ -163,3 +163,22 @@ def test_documents_end_with_the_separator(tmp_path: Path, restart: bool):
     (first, _), *_ = islice(loader, 1)
     for row, ids in zip(first["input"].tolist(), first["document_ids"].tolist(), strict=True):
         assert ids == ([0, 0, 1, 1, 1] if row[0] == 5 else [0, 1, 1, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("tokens", "ids", "positions"),
+    [
+        # A separator is the last token of its document.
+        ([4, 9, 4, 4, 9, 4], [0, 0, 1, 1, 1, 2], [0, 1, 0, 1, 2, 0]),
+        ([9, 9, 9], [0, 1, 2], [0, 0, 0]),
+        ([9, 4, 4], [0, 1, 1], [0, 0, 1]),
+        ([4, 4, 9], [0, 0, 0], [0, 1, 2]),
+        ([4], [0], [0]),
+    ],
+    ids=str,
+)
+def test_what_the_model_is_told_of_documents(tokens, ids, positions):
+    rows = torch.tensor([tokens, [4] * len(tokens)])  # each sequence has its own documents
+    found = DocumentInputs(separator=9, restart_positions=True).of(rows)
+    assert found["document_ids"].tolist() == [ids, [0] * len(tokens)]
+    assert found["positions"].tolist() == [positions, list(range(len(tokens)))]

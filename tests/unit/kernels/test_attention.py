@@ -466,22 +466,25 @@ def test_differential_attention_names_what_it_cannot_serve():
         ValueError, match=r"^implementation is 'torch'; one of 'auto', 'triton', 'sdpa' is needed$"
     ):
         attend(implementation="torch")
-    with pytest.raises(
-        ValueError,
-        match=r"^implementation is 'triton'; torch.float32 is not served, only bfloat16 and float1",
-    ):
-        attend(dtype=torch.float32, implementation="triton")
-    with pytest.raises(
-        ValueError,
-        match=r"^implementation is 'triton'; head_dim is 48; one of 16, 32, 64, 128 is needed$",
-    ):
-        attend(head_dim=48, implementation="triton")
     for served in (attend(dtype=torch.float32), attend(head_dim=48)):  # "auto" takes SDPA
         assert served.shape[:3] == (1, 3, 3)
     k = torch.zeros(1, 3, 2, 16)
     message = r"^v has the shape \(1, 3, 2, 8\); k's, \(1, 3, 2, 16\), is needed$"
     with pytest.raises(ValueError, match=message):
         kernels.grouped_differential_attention(torch.zeros(1, 3, 4, 16), k, k[..., :8], lam, 3)
+
+
+def test_differential_attention_names_what_the_kernels_do_not_take(device):
+    def attend(dtype=FP16, head_dim=16):
+        q, k = (torch.zeros(1, 3, n, head_dim, dtype=dtype, device=device) for n in (4, 2))
+        return triton_attention(q, k, k, torch.tensor(0.5, device=device), 3)
+
+    message = "^implementation is 'triton'; torch.float32 is not served, only bfloat16 and float16$"
+    with pytest.raises(ValueError, match=message):
+        attend(dtype=torch.float32)
+    message = "^implementation is 'triton'; head_dim is 48; one of 16, 32, 64, 128 is needed$"
+    with pytest.raises(ValueError, match=message):
+        attend(head_dim=48)
 
 
 WRONG = {

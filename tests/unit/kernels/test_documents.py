@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from titan_motif.kernels import Documents, documents_of, documents_separated_by
+from titan_motif.kernels import Documents, documents_of
 from titan_motif.kernels.documents import allowed_keys
 
 ROWS = [
@@ -53,35 +53,6 @@ def test_ids_that_are_a_view():
     expected = documents_of(ids.T.contiguous())
     for found, bounds in zip(documents_of(ids.T), expected, strict=True):
         assert torch.equal(found, bounds)
-
-
-@pytest.mark.parametrize(
-    ("tokens", "expected"),
-    [
-        # A separator is the last token of its document.
-        ([4, 9, 4, 4, 9, 4], [(0, 1), (0, 1), (2, 4), (2, 4), (2, 4), (5, 5)]),
-        ([9, 9, 9], [(0, 0), (1, 1), (2, 2)]),
-        ([9, 4, 4], [(0, 0), (1, 2), (1, 2)]),
-        ([4, 4, 9], [(0, 2), (0, 2), (0, 2)]),
-        ([4, 4, 4], [(0, 2), (0, 2), (0, 2)]),
-        ([9], [(0, 0)]),
-        ([4], [(0, 0)]),
-    ],
-    ids=str,
-)
-def test_separators_end_documents(tokens, expected):
-    first, last = documents_separated_by(torch.tensor([tokens]), separator=9)
-    assert list(zip(first[0].tolist(), last[0].tolist(), strict=True)) == expected
-
-
-def test_separators_of_each_sequence_are_its_own():
-    rows = random_rows(3, 4)
-    found = documents_separated_by(torch.tensor(rows), separator=2)
-    for index, row in enumerate(rows):
-        alone = documents_separated_by(torch.tensor([row]), separator=2)
-        expected = loop_bounds([row[:position].count(2) for position in range(len(row))])
-        assert found.first[index].tolist() == alone.first[0].tolist() == expected[0]
-        assert found.last[index].tolist() == alone.last[0].tolist() == expected[1]
 
 
 def test_allowed_keys():

@@ -2,13 +2,14 @@
 
 import logging
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import titan_motif.device  # noqa: F401
 from titan_motif.attention_monitor import AttentionMonitor
-from titan_motif.config import Optimizer
+from titan_motif.config import JobConfig, Optimizer
 from titan_motif.kernels import key_heads
 from titan_motif.model import FLAVORS, Motif2Model, Motif2ModelArgs
 from titan_motif.optimizers import build_optimizers
@@ -75,6 +76,14 @@ def step(model: Motif2Model, container, tokens: torch.Tensor = TOKENS) -> None:
     container.zero_grad()
 
 
+def logged(monitor: AttentionMonitor, step: int = 1, logs: bool = True, bound: float = 1.0) -> None:
+    """Let a step be one that is logged, as the metrics of a run say."""
+    config = JobConfig()
+    config.metrics.noise_ratio_bound = bound
+    monitor.report_to(SimpleNamespace(should_log=lambda step: logs, job_config=config))
+    monitor.begin_step(step)
+
+
 def optimizers(model: Motif2Model, **settings):
     config = Optimizer(name="AdamW", lr=0.0, weight_decay=0.0, implementation="for-loop")
     for name, value in settings.items():
@@ -85,10 +94,10 @@ def optimizers(model: Motif2Model, **settings):
 def test_figures_are_those_of_all_micro_batches_of_a_logged_step():
     model = small_model()
     container = optimizers(model)
-    container.monitor.begin_step(1, will_log=True)
+    logged(container.monitor)
     largest, _ = maps_of(model, TOKENS)
     ratios = torch.stack([maps_of(model, row[None])[1] for row in TOKENS]).amax(0)
-    container.monitor.begin_step(1, will_log=True)  # what was looked at above is forgotten
+    logged(container.monitor)  # what was looked at above is forgotten
     step(model, container)
     found = container.monitor.metrics()
     lams = model.scalars().lam.tolist()
@@ -108,7 +117,7 @@ def test_figures_are_those_of_all_micro_batches_of_a_logged_step():
 def test_plain_attention_has_logits_and_no_noise():
     model = small_model(ratio=0, n_heads=6)
     container = optimizers(model)
-    container.monitor.begin_step(1, will_log=True)
+    logged(container.monitor)
     step(model, container)
     largest, _ = maps_of(model, TOKENS)
     found = container.monitor.metrics()
@@ -122,7 +131,7 @@ def test_nothing_is_recorded_where_nobody_asks():
     step(model, container)  # neither logged nor clipped
     assert (model.attention_record.maxima == -math.inf).all()
     assert container.monitor.metrics() == {}
-    container.monitor.begin_step(2, will_log=True)
+    logged(container.monitor, 2)
     model.eval()
     model(TOKENS)  # a validation is no training pass
     assert (model.attention_record.maxima == -math.inf).all()
@@ -146,10 +155,21 @@ def test_clips_come_at_their_interval_and_are_counted():
     assert container.monitor.metrics()["attention/clipped_heads"] == (largest > threshold).sum()
     assert maps_of(model, TOKENS)[0][0].max() <= threshold * 1.001
     # A resumed run says which step it is at.
-    container.monitor.begin_step(6, will_log=False)
+    container.monitor.begin_step(6)
     assert model.attention_record.is_recording
-    container.monitor.begin_step(7, will_log=False)
+    container.monitor.begin_step(7)
     assert not model.attention_record.is_recording
+
+
+def test_after_a_clip_for_each_layer_no_head_is_above_the_threshold():
+    """One clip settles the first layer; the next layer's input changed with it."""
+    model = small_model()
+    threshold = maps_of(model, TOKENS)[0].median().item()
+    container = optimizers(model, qk_clip=True, qk_clip_threshold=threshold)
+    step(model, container)
+    assert maps_of(model, TOKENS)[0][0].max() <= threshold * 1.001
+    step(model, container)
+    assert maps_of(model, TOKENS)[0].max() <= threshold * 1.001
 
 
 def test_the_default_recipe_clips_with_parallel_muon():
@@ -160,6 +180,23 @@ def test_the_default_recipe_clips_with_parallel_muon():
     model(TOKENS).sum().backward()
     container.step()
     assert container.monitor.metrics()["attention/clipped_heads"] > 0
+
+
+def test_a_step_that_was_skipped_clips_nothing():
+    """The batch that broke a gradient is not to leave its mark on the weights."""
+    model = small_model()
+    config = Optimizer(name="ParallelMuon", lr=0.1, qk_clip=True, qk_clip_threshold=0.5)
+    container = build_optimizers([model], config, None)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    for is_broken in (True, False):
+        model(TOKENS).logsumexp(-1).sum().backward()
+        if is_broken:
+            model.norm.weight.grad[0] = math.nan
+        container.step()
+        container.zero_grad()
+        same = [torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True)]
+        assert all(same) if is_broken else not any(same)
+        assert (container.monitor.metrics()["attention/clipped_heads"] > 0) != is_broken
 
 
 def test_logits_that_are_not_finite_scale_nothing():
@@ -186,7 +223,7 @@ def test_noise_that_outweighs_the_signal_is_told_once(caplog):
     model = small_model(lam_init=(0.3, 5.0))
     monitor = AttentionMonitor(model, Optimizer())
     for number, will_warn in enumerate((True, False)):
-        monitor.begin_step(number + 1, will_log=True)
+        logged(monitor, number + 1)
         model(TOKENS)
         monitor()
         with caplog.at_level(logging.WARNING):
@@ -197,7 +234,7 @@ def test_noise_that_outweighs_the_signal_is_told_once(caplog):
         assert len(lines) == will_warn
         if will_warn:
             assert lines[0].startswith(
-                f"layer 1: lambda times the noise maps is {ratio:.2f} times as large as the "
-                "signal maps (metrics.noise_ratio_bound is 1.0)"
+                f"lambda times the noise maps is as large as the signal maps {ratio:.2f} times in "
+                "layer 1 (metrics.noise_ratio_bound is 1.0)"
             )
         caplog.clear()

@@ -282,16 +282,24 @@ BAD_ARGUMENTS = {
             *("--job.config_file", DEBUG, "--model.attention", "triton"),
             *("--training.mixed_precision_param", "float32"),
         ],
-        "command line: model.attention is 'triton'; torch.float32 is not served",
+        "command line: model.attention is 'triton'; ",  # on a CPU for that reason
         "'auto' or 'sdpa' is allowed",
+    ),
+    "a bound on no noise": (
+        [
+            *("--job.config_file", DEBUG, "--metrics.noise_ratio_bound", "0.5"),
+            *("--model.args.grouped_ratio=0", "--model.args.n_heads=8"),
+        ],
+        "command line: metrics.noise_ratio_bound is 0.5",
+        "with grouped_ratio 0 there is no noise map",
     ),
     "a head that the kernels do not take": (
         [
             *("--job.config_file", DEBUG, "--model.attention", "triton"),
             *("--model.args.head_dim", "24", "--training.mixed_precision_param", "bfloat16"),
         ],
-        "command line: model.attention is 'triton'; head_dim is 24",
-        "one of 16, 32, 64, 128 is needed",
+        "command line: model.attention is 'triton'; ",
+        "'auto' or 'sdpa' is allowed",
     ),
     "heads for the flavor's keys": (
         ["--job.config_file", DEBUG, "--model.args.n_heads", "15"],

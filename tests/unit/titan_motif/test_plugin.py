@@ -1,0 +1,27 @@
+"""What the recipe hands to torchtitan's seams."""
+
+from types import SimpleNamespace
+
+import pytest
+
+import titan_motif.device  # noqa: F401
+from titan_motif.config import JobConfig
+from titan_motif.plugin import document_inputs
+
+
+def test_the_model_is_told_of_documents_if_the_job_says_so():
+    config, tokenizer = JobConfig(), SimpleNamespace(eos_id=3)
+    assert document_inputs(tokenizer, config) is None
+    config.training.mask_documents = True
+    assert document_inputs(tokenizer, config) == (3, False)
+    config.training.restart_positions = True
+    assert document_inputs(tokenizer, config) == (3, True)
+
+
+def test_a_tokenizer_without_an_end_of_documents_is_named():
+    config = JobConfig()
+    config.training.mask_documents = True
+    config.model.hf_assets_path = "mine"
+    message = "^training.mask_documents is true; the tokenizer in mine names no eos_token"
+    with pytest.raises(ValueError, match=message):
+        document_inputs(SimpleNamespace(eos_id=None), config)
