@@ -20,7 +20,6 @@ from torchtitan.distributed.activation_checkpoint import apply_ac
 from torchtitan.tools.logging import logger
 
 from titan_motif.device import device_type
-from titan_motif.kernels import attention_problem
 from titan_motif.layout import check_layout
 from titan_motif.model import Motif2Model, Motif2ModelArgs
 from titan_motif.tensor_parallel import apply_tensor_parallel
@@ -63,18 +62,15 @@ def parallelize(
         f"{training.mixed_precision_param}, gradients reduced in {training.mixed_precision_reduce}"
     )
     logger.info(f"norms and PolyNorm: {model.model_args.kernels} kernels")
-    logger.info(f"attention: {describe_attention(model.model_args, policy.param_dtype)}")
+    logger.info(f"attention: {describe_attention(model.model_args)}")
     return model
 
 
-def describe_attention(args: Motif2ModelArgs, dtype: torch.dtype) -> str:
-    """Return which path attention takes, and why it is not the fast one."""
+def describe_attention(args: Motif2ModelArgs) -> str:
+    """Return which path attention takes."""
     if args.grouped_ratio == 0:
         return "plain, by SDPA"
-    problem = attention_problem(dtype, args.head_dim, torch.device(device_type))
-    if args.attention == "sdpa" or problem is None:
-        return "SDPA, four calls" if args.attention == "sdpa" else "Triton kernels"
-    return f"SDPA, four calls ({problem})"
+    return "Triton kernels" if args.attention == "triton" else "SDPA, four calls"
 
 
 def checkpoint_activations(model: Motif2Model, job_config: JobConfig) -> None:
