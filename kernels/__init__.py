@@ -9,6 +9,7 @@ from titan_motif.kernels.attention import (
     AttentionStatistics,
     attention,
     attention_problem,
+    fastest_attention,
     grouped_differential_attention,
 )
 from titan_motif.kernels.cast_scaled import cast_scaled
@@ -34,6 +35,7 @@ __all__ = [
     "cast_scaled",
     "default_implementation",
     "documents_of",
+    "fastest_attention",
     "grouped_differential_attention",
     "key_heads",
     "largest_logits",

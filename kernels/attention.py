@@ -18,8 +18,8 @@ from titan_motif.kernels.largest_logits import largest_logits
 from titan_motif.kernels.launch import IS_INTERPRETED
 
 AttentionImplementation = Literal["auto", "triton", "sdpa"]
-"""'auto': the faster one that was measured, so far 'sdpa'. 'triton' and 'sdpa': that path, or a
-ValueError where Triton does not serve (see `attention_problem`)."""
+"""'auto': the faster one (see `fastest_attention`). 'triton' and 'sdpa': that path, or a ValueError
+where Triton does not serve (see `attention_problem`)."""
 
 HEAD_DIMS = (16, 32, 64, 128)
 """Widths of a head that the Triton kernels take."""
@@ -51,6 +51,18 @@ def attention_problem(dtype: torch.dtype, head_dim: int, device: torch.device) -
     if is_interpreted and dtype == torch.bfloat16:
         return "Triton's interpreter multiplies no bfloat16"
     return None
+
+
+def fastest_attention(
+    dtype: torch.dtype, head_dim: int, device: torch.device
+) -> Literal["triton", "sdpa"]:
+    """Return what 'auto' means: Triton on Hopper, the one chip on which it was measured.
+
+    There it was faster at every length, dense and packed (docs/attention.md).
+    """
+    if device.type != "cuda" or attention_problem(dtype, head_dim, device) is not None:
+        return "sdpa"
+    return "triton" if torch.cuda.get_device_capability(device)[0] == 9 else "sdpa"
 
 
 def grouped_differential_attention(
@@ -166,7 +178,9 @@ def _runs_triton(q: Tensor, implementation: str) -> bool:
     if implementation not in get_args(AttentionImplementation):
         allowed = ", ".join(map(repr, get_args(AttentionImplementation)))
         raise ValueError(f"implementation is {implementation!r}; one of {allowed} is needed")
-    if implementation != "triton":  # the kernels were compiled for Hopper, but timed on no GPU yet
+    if implementation == "auto":
+        implementation = fastest_attention(q.dtype, q.shape[-1], q.device)
+    if implementation == "sdpa":
         return False
     problem = attention_problem(q.dtype, q.shape[-1], q.device)
     if problem is not None:

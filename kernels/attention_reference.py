@@ -5,6 +5,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 def grouped_differential_attention(
@@ -64,11 +65,16 @@ def attention(
     if mask is not None and q.is_cuda and k.shape[1] != q.shape[1]:
         # With a mask CUDA's kernels do not share key heads; what does holds (seq, seq) for each.
         k, v = (_share(x, q.shape[1]) for x in (k, v))
-    if not with_bounds or q.numel() == 0:
+    if q.numel() == 0:
+        # An empty batch has no result at all by CUDA's fused kernels (torch 2.11).
+        with sdpa_kernel(SDPBackend.MATH):
+            out = F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+        bounds = q.new_full((q.shape[1],), -math.inf, dtype=torch.float32)
+        return out.transpose(1, 2), bounds if with_bounds else None
+    if not with_bounds:
         causal = mask is None
         out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=True)
-        bounds = q.new_full((q.shape[1],), -math.inf, dtype=torch.float32)  # of no tokens
-        return out.transpose(1, 2), bounds if with_bounds else None
+        return out.transpose(1, 2), None
     out, logsumexp = _with_logsumexp(q, k, v, mask)
     if logsumexp is None:
         return out.transpose(1, 2), q.new_full((q.shape[1],), math.inf, dtype=torch.float32)

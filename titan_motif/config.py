@@ -67,9 +67,9 @@ class Model(torchtitan_config.Model):
     """
     attention: AttentionImplementation = "auto"
     """
-    Path of differential attention: 'triton' (a GPU of compute capability 8.0 on, bfloat16; not yet
-    measured on one), 'sdpa' (PyTorch's, four calls), or 'auto', the faster one that was measured:
-    so far sdpa. Plain attention (grouped_ratio 0) is always SDPA's.
+    Path of differential attention: 'triton' (a GPU of compute capability 8.0 on, bfloat16), 'sdpa'
+    (PyTorch's, four calls), or 'auto', the faster one that was measured: triton on Hopper, else
+    sdpa. Plain attention (grouped_ratio 0) is always SDPA's.
     """
     args: ModelArguments = field(default_factory=ModelArguments)
     """Overrides of the flavor's arguments."""

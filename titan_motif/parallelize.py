@@ -20,6 +20,7 @@ from torchtitan.distributed.activation_checkpoint import apply_ac
 from torchtitan.tools.logging import logger
 
 from titan_motif.device import device_type
+from titan_motif.kernels import fastest_attention
 from titan_motif.layout import check_layout
 from titan_motif.model import Motif2Model, Motif2ModelArgs
 from titan_motif.tensor_parallel import apply_tensor_parallel
@@ -62,15 +63,18 @@ def parallelize(
         f"{training.mixed_precision_param}, gradients reduced in {training.mixed_precision_reduce}"
     )
     logger.info(f"norms and PolyNorm: {model.model_args.kernels} kernels")
-    logger.info(f"attention: {describe_attention(model.model_args)}")
+    logger.info(f"attention: {describe_attention(model.model_args, policy.param_dtype)}")
     return model
 
 
-def describe_attention(args: Motif2ModelArgs) -> str:
-    """Return which path attention takes."""
+def describe_attention(args: Motif2ModelArgs, dtype: torch.dtype) -> str:
+    """Return which path attention takes with queries, keys and values of this dtype."""
     if args.grouped_ratio == 0:
         return "plain, by SDPA"
-    return "Triton kernels" if args.attention == "triton" else "SDPA, four calls"
+    path = args.attention
+    if path == "auto":
+        path = fastest_attention(dtype, args.head_dim, torch.device(device_type))
+    return "Triton kernels" if path == "triton" else "SDPA, four calls"
 
 
 def checkpoint_activations(model: Motif2Model, job_config: JobConfig) -> None:

@@ -94,3 +94,23 @@ def test_differential_attention_problems_are_told_by_device():
     assert ("interpreter" if IS_INTERPRETED else "cpu needs 'sdpa'") in problem
     if torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0):
         assert attention_problem(BF16, 64, torch.device("cuda")) is None
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "expected"),
+    [
+        ((9, 0), BF16, "triton"),
+        ((9, 0), FP16, "triton"),
+        ((9, 0), torch.float32, "sdpa"),  # not served
+        ((8, 0), BF16, "sdpa"),  # served, not measured
+        ((10, 0), BF16, "sdpa"),
+    ],
+)
+def test_differential_attention_is_fastest_by_what_was_measured(
+    monkeypatch, capability: tuple[int, int], dtype: torch.dtype, expected: str
+):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    device = torch.device("cuda")
+    assert kernels.fastest_attention(dtype, 128, device) == expected
+    assert kernels.fastest_attention(dtype, 24, device) == "sdpa"
+    assert kernels.fastest_attention(dtype, 128, torch.device("cpu")) == "sdpa"
