@@ -122,6 +122,7 @@ def _with_logsumexp(
     return out, None
 
 
+@torch.compiler.assume_constant_result  # the compiler cannot trace what it asks
 def _prefers_cudnn(device: torch.device) -> bool:
     """Return whether cuDNN's kernel is the faster one, as SDPA finds too."""
     is_hopper = torch.cuda.get_device_capability(device) >= (9, 0)

@@ -24,7 +24,7 @@ from oracle import (
 from torch._dynamo.backends.registry import lookup_backend
 
 from titan_motif import kernels
-from titan_motif.kernels import documents_of
+from titan_motif.kernels import attention_reference, documents_of
 from titan_motif.kernels.launch import IS_INTERPRETED
 
 forward_module = importlib.import_module("titan_motif.kernels.attention_forward")
@@ -394,6 +394,18 @@ def test_differential_attention_kernels_are_launched(device, monkeypatch):
     with_gradients(call(kernels.grouped_differential_attention, case), tensors, [dout])
     times = 2 if kernels.fastest_attention(case.dtype, 16, tensors[0].device) == "triton" else 1
     assert [kernel.count for kernel in launches] == [times * count for count in counts]
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (9, 0)])
+def test_differential_attention_asks_for_cudnn_when_compiled(monkeypatch, capability):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    torch._dynamo.reset()
+
+    @partial(torch.compile, fullgraph=True, backend="eager")
+    def ask(x: torch.Tensor) -> torch.Tensor:
+        return x + 1 if attention_reference._prefers_cudnn(x.device) else x
+
+    assert ask(torch.zeros(1)).item() == (capability == (9, 0))
 
 
 def test_differential_attention_operators_pass_opcheck(device):
