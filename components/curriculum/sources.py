@@ -1,0 +1,174 @@
+"""Prepared tokens on disk, and the endless stream that a run reads of them.
+
+A split is a folder with `tokens.npy`, 1-D integers, documents one after the other, and where the
+data were prepared `document_offsets.npy`, where each begins and the last ends. Both are mapped into
+memory: what is read is the operating system's to keep or to drop.
+"""
+
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+_64_BITS = (1 << 64) - 1
+
+
+class TokenFile:
+    """A split's tokens.
+
+    Raises: ValueError if the folder has no tokens.npy, if that is no row of integers, if it holds
+            fewer than `at_least` tokens, or if the offsets do not belong to it
+    """
+
+    def __init__(self, folder: str | Path, at_least: int = 1) -> None:
+        path = Path(folder) / "tokens.npy"
+        if not path.is_file():
+            raise ValueError(f"{path}: no such file; a prepared split holds tokens.npy")
+        self.path, self.tokens = path, _load(path)
+        if self.tokens.ndim != 1 or self.tokens.dtype.kind not in "iu":
+            raise ValueError(
+                f"{path}: {self.tokens.ndim}-D of {self.tokens.dtype}; a 1-D array of integers is "
+                "needed"
+            )
+        if len(self.tokens) < at_least:
+            raise ValueError(
+                f"{path}: {len(self.tokens)} tokens; at least {at_least} are needed here"
+            )
+        offsets = path.with_name("document_offsets.npy")
+        self.offsets = _load(offsets) if offsets.is_file() else None
+        if self.offsets is not None and (
+            self.offsets.ndim != 1
+            or self.offsets.dtype != np.int64
+            or len(self.offsets) < 2
+            or self.offsets[0] != 0
+            or self.offsets[-1] != len(self.tokens)
+        ):
+            raise ValueError(f"{offsets}: not the documents of {path} ({len(self.tokens)} tokens)")
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def sampled_range(self) -> tuple[int, int]:
+        """Return the least and the largest id among up to 4 million tokens.
+
+        A file of no more is read whole, of a larger one 64 windows, spaced evenly from its first
+        token to its last: 16 MB at most, however large the file.
+        """
+        num_windows, length = 64, 2**16
+        if len(self.tokens) <= num_windows * length:
+            return int(self.tokens.min()), int(self.tokens.max())
+        begins = np.linspace(0, len(self.tokens) - length, num_windows, dtype=np.int64)
+        windows = [self.tokens[begin : begin + length] for begin in begins]
+        return min(int(w.min()) for w in windows), max(int(w.max()) for w in windows)
+
+
+class DocumentPiece(NamedTuple):
+    """A stretch of a document that a sequence holds."""
+
+    epoch: int
+    document: int | None
+    """Its number in the split; None where the split tells no documents apart."""
+    begin: int
+    """Tokens of the document (of the split, where there is none) before the piece."""
+    num_tokens: int
+
+
+class TokenStream:
+    """A split read over and over, from any position at once.
+
+    Every epoch takes the file in cells of `cell_tokens`, the longest sequence of the run, in an
+    order drawn from (seed, name, epoch): neighbours in a batch come from different documents. What
+    is left at the file's end, less than a cell, ends the epoch. The order is a permutation that is
+    computed, not stored: memory does not grow with the file.
+    """
+
+    def __init__(self, file: TokenFile, name: str, seed: int, cell_tokens: int) -> None:
+        self.file, self.name, self.cell_tokens = file, name, cell_tokens
+        self.num_cells = len(file) // cell_tokens
+        self._key = (seed << 32) ^ zlib.crc32(name.encode())
+
+    def read(self, position: int, num_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the tokens from a position of the stream on, and for each the one after it.
+
+        That is the next one of the file; after its last comes its first.
+
+        Shapes: (num_tokens,) int64 each
+        """
+        tokens = self.file.tokens
+        inputs, labels = np.empty((2, num_tokens), dtype=np.int64)
+        done = 0
+        for _, begin, length in self._pieces(position, num_tokens):
+            inputs[done : done + length] = tokens[begin : begin + length]
+            after = tokens[begin + 1 : begin + length + 1]
+            labels[done : done + len(after)] = after
+            if len(after) < length:
+                labels[done + length - 1] = tokens[0]
+            done += length
+        return inputs, labels
+
+    def documents(self, position: int, num_tokens: int) -> list[DocumentPiece]:
+        """Return what documents the tokens from a position on belong to."""
+        found = []
+        offsets = self.file.offsets
+        for epoch, begin, length in self._pieces(position, num_tokens):
+            if offsets is None:
+                found.append(DocumentPiece(epoch, None, begin, length))
+                continue
+            document = int(np.searchsorted(offsets, begin, side="right")) - 1
+            while length > 0:
+                taken = min(int(offsets[document + 1]) - begin, length)
+                if taken:
+                    piece = DocumentPiece(epoch, document, begin - int(offsets[document]), taken)
+                    found.append(piece)
+                document, begin, length = document + 1, begin + taken, length - taken
+        return found
+
+    def _pieces(self, position: int, num_tokens: int) -> list[tuple[int, int, int]]:
+        """Return (epoch, where in the file, tokens) of each stretch that lies together."""
+        pieces = []
+        while num_tokens > 0:
+            epoch, offset = divmod(position, len(self.file))
+            cell, within = divmod(offset, self.cell_tokens)
+            if cell < self.num_cells:
+                key = _mix(self._key ^ _mix(epoch))
+                begin = permuted(cell, self.num_cells, key) * self.cell_tokens + within
+                left = self.cell_tokens - within
+            else:
+                begin, left = offset, len(self.file) - offset
+            taken = min(left, num_tokens)
+            pieces.append((epoch, begin, taken))
+            position, num_tokens = position + taken, num_tokens - taken
+        return pieces
+
+
+def permuted(index: int, size: int, key: int) -> int:
+    """Return where an index goes in a permutation of range(size), drawn from the key.
+
+    Equation: four rounds of a Feistel network over the next even number of bits, repeated until the
+              result is below size (Black and Rogaway 2002, cycle walking)
+    """
+    half = max((size - 1).bit_length() + 1, 2) // 2
+    mask = (1 << half) - 1
+    while True:
+        left, right = index >> half, index & mask
+        for number in range(4):
+            left, right = right, left ^ (_mix(key + (number << 60) + right) & mask)
+        index = left << half | right
+        if index < size:
+            return index
+
+
+def _mix(x: int) -> int:
+    """Return SplitMix64 of a number (Steele, Lea, Flood 2014)."""
+    x = (x + 0x9E3779B97F4A7C15) & _64_BITS
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & _64_BITS
+    x = (x ^ x >> 27) * 0x94D049BB133111EB & _64_BITS
+    return x ^ x >> 31
+
+
+def _load(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode="r")
+    except (OSError, EOFError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read as an array: {error}") from None
