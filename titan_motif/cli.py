@@ -12,6 +12,9 @@ import tyro
 
 COMMANDS = {
     "plan": ("titan_motif.plan", "Parallel Muon on N GPUs: loads, bytes, memory, time"),
+    "data prepare": ("titan_motif.data.prepare", "documents to the tokens that a run reads"),
+    "data train-tokenizer": ("titan_motif.data.train_tokenizer", "a byte-level BPE of any size"),
+    "data inspect": ("titan_motif.data.inspect", "what a prepared source holds"),
     "bench poly-norm": ("titan_motif.bench.poly_norm", "PolyNorm beside torch.compile and Liger"),
     "bench attention": (
         "titan_motif.bench.attention",
@@ -63,12 +66,12 @@ def _command(arguments: list[str]) -> str | None:
 
 
 def _usage(names: Sequence[str]) -> str:
-    lines = [f"  {name:<18} {COMMANDS[name][1]}" for name in names]
+    lines = [f"  {name:<20} {COMMANDS[name][1]}" for name in names]
     return "\n".join(
         [
             "usage: titan-motif COMMAND [options]; COMMAND --help lists a command's options",
             *lines,
-            "  --debug            with any command: show the traceback of an error",
+            "  --debug              with any command: show the traceback of an error",
         ]
     )
 

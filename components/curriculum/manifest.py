@@ -1,0 +1,127 @@
+"""The manifest of a prepared source: how it was made, what it holds, and a hash of every file.
+
+SOURCE/manifest.json                     what this module writes and checks
+SOURCE/train/tokens.npy                  1-D, uint16 or uint32: each document and its end token
+SOURCE/train/document_offsets.npy        int64: where each document begins, and the last one's end
+SOURCE/validation/                       the same for the documents held out
+SOURCE/bad_lines.jsonl                   what was put aside, if anything was
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+FORMAT = 2
+_KEYS = {"files", "splits", "tokenizer", "inputs", "sha256"}
+
+
+def write_manifest(folder: str | Path, content: dict[str, Any]) -> dict[str, Any]:
+    """Write a folder's manifest, its files described and itself hashed, and return it.
+
+    To be called last: a folder with a manifest is complete.
+    """
+    folder = Path(folder)
+    manifest = {"format": FORMAT, **content, "files": _describe_files(folder)}
+    manifest["sha256"] = _own_hash(manifest)
+    new = folder / f"{MANIFEST}.new"
+    new.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    os.replace(new, folder / MANIFEST)
+    return manifest
+
+
+def load_manifest(folder: str | Path) -> dict[str, Any]:
+    """Return the manifest of a source whose files are there at their recorded sizes.
+
+    Raises: ValueError, one line, naming the file that is missing, damaged or of another size
+    """
+    folder = Path(folder)
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(
+            f"{path}: no such file; `titan-motif data prepare` writes it with a source"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read as JSON ({error}); prepare it again") from None
+    found = manifest.get("format") if isinstance(manifest, dict) else None
+    if found != FORMAT or not manifest.keys() >= _KEYS:
+        told = "incomplete" if found == FORMAT else f"of format {found}"
+        raise ValueError(f"{path}: {told}; a manifest of a source, format {FORMAT}, is needed")
+    if manifest["sha256"] != _own_hash(manifest):
+        raise ValueError(
+            f"{path}: edited since preparation: its content has another hash than it records; "
+            "prepare it again"
+        )
+    for name, recorded in manifest["files"].items():
+        file, needed = folder / name, recorded["bytes"]
+        size = file.stat().st_size if file.is_file() else None
+        if size != needed:
+            told = f"{size} bytes" if size is not None else "missing"
+            change = "" if size is None else ", shortened" if size < needed else ", lengthened"
+            raise ValueError(
+                f"{file}: {told}{change} since preparation; the manifest says {needed} bytes"
+            )
+    return manifest
+
+
+def verify_files(folder: str | Path, manifest: dict[str, Any]) -> Iterator[str]:
+    """Read every file whole and yield a line for each whose content is not the recorded one."""
+    folder = Path(folder)
+    for name, recorded in manifest["files"].items():
+        try:
+            found = file_sha256(folder / name)
+        except OSError as error:
+            yield f"{folder / name}: cannot be read ({error.strerror})"
+            continue
+        if found != recorded["sha256"]:
+            needed = recorded["sha256"]
+            yield (
+                f"{folder / name}: changed since preparation: SHA-256 {found[:12]}..., the "
+                f"manifest says {needed[:12]}..."
+            )
+
+
+def tokenizer_sha256(folder: str | Path) -> str:
+    """Return the SHA-256 of a folder's tokenizer.json; ValueError if it has none."""
+    path = Path(folder) / "tokenizer.json"
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; a tokenizer folder holds tokenizer.json")
+    return file_sha256(path)
+
+
+def check_tokenizer(manifest: dict[str, Any], tokenizer_folder: str | Path) -> None:
+    """Raise ValueError unless a source was prepared with exactly this tokenizer."""
+    found, needed = tokenizer_sha256(tokenizer_folder), manifest["tokenizer"]["sha256"]
+    if found != needed:
+        raise ValueError(
+            f"{Path(tokenizer_folder) / 'tokenizer.json'}: changed since preparation, or another "
+            f"one: SHA-256 {found[:12]}...; the source was prepared with {needed[:12]}..."
+        )
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, read piece by piece."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _own_hash(manifest: dict[str, Any]) -> str:
+    """Return the hash of all but the hash, whatever the order of keys and the spaces."""
+    rest = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _describe_files(folder: Path) -> dict[str, dict[str, Any]]:
+    return {
+        path.relative_to(folder).as_posix(): {
+            "bytes": path.stat().st_size,
+            "sha256": file_sha256(path),
+        }
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }

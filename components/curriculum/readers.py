@@ -1,0 +1,268 @@
+"""Inputs of several formats as documents, in units that can be read one by one.
+
+JSONL (gzip too), Parquet, Arrow, plain text (a file is a document) and Hugging Face datasets on
+disk. The units follow from the inputs alone, so that a restart finds the same ones.
+"""
+
+import glob
+import gzip
+import json
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from titan_motif.components.curriculum import tables
+from titan_motif.components.curriculum.units import (
+    UNIT_BYTES,
+    BadLine,
+    Document,
+    Unit,
+    field_problem,
+    licence_of,
+    text_problem,
+)
+
+SUFFIXES = {
+    "jsonl": (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz", ".json.gz"),
+    "parquet": (".parquet",),
+    "arrow": (".arrow", ".ipc", ".feather"),
+    "text": (".txt", ".md", ".rst"),
+}
+FORMATS = ("auto", *SUFFIXES, "huggingface")
+
+
+class Input(NamedTuple):
+    """A file, or the folder of a Hugging Face dataset."""
+
+    path: str
+    format: str
+    num_bytes: int
+    modified_ns: int
+
+
+def find_inputs(given: Sequence[str], format_: str = "auto") -> list[Input]:
+    """Return the files of what a user names: files, folders, patterns; each file once.
+
+    Of a folder the files of the format, by their suffixes, sorted by path; hidden ones are left
+    out. If the format is named to be text, all of its files, whatever their suffix.
+    Raises: ValueError naming what is missing or empty, or whose format is not known
+    """
+    if format_ not in FORMATS:
+        raise ValueError(f"unknown format {format_!r}; one of {', '.join(FORMATS)} is needed")
+    if not given:
+        raise ValueError("no inputs; files, folders or patterns are needed")
+    found: dict[str, Input] = {}
+    for name in given:
+        for one in _expand(name, format_):
+            found.setdefault(one.path, one)
+    return list(found.values())
+
+
+def is_unchanged(one: Input) -> bool:
+    """Return whether a file is as it was when it was found, by its size and time."""
+    try:
+        return _input(Path(one.path), one.format) == one
+    except (OSError, ValueError):
+        return False
+
+
+def plan_units(
+    inputs: Sequence[Input], text_field: str, licence_field: str, unit_bytes: int = UNIT_BYTES
+) -> list[Unit]:
+    """Cut the inputs into units of about as many bytes.
+
+    Raises: ValueError if a file is broken or has not the fields; of JSONL the lines tell it later
+    """
+    if licence_field and all(one.format == "text" for one in inputs):
+        raise ValueError(f"plain text has no fields; the licence field {licence_field!r} is none")
+    fields = (text_field, licence_field) if licence_field else (text_field,)
+    plans = {
+        "parquet": tables.plan_parquet,
+        "arrow": tables.plan_arrow,
+        "huggingface": tables.plan_dataset,
+    }
+    units: list[Unit] = []
+    for one in inputs:
+        path = Path(one.path)
+        if one.format in plans:
+            units += plans[one.format](path, fields, unit_bytes)
+        elif one.format == "jsonl":
+            units += _plan_lines(path, one.num_bytes, unit_bytes)
+        elif units and units[-1].format == "text" and units[-1].num_bytes < unit_bytes:
+            last = units[-1]
+            size = last.num_bytes + one.num_bytes
+            units[-1] = last._replace(files=(*last.files, one.path), num_bytes=size)
+        else:
+            units.append(Unit("text", (one.path,), 0, 0, one.num_bytes))
+    return units
+
+
+def read_unit(unit: Unit, text_field: str, licence_field: str) -> Iterator[Document | BadLine]:
+    """Yield the documents of a unit in their order, and what is to be put aside.
+
+    Raises: ValueError if a file as a whole is broken
+    """
+    if unit.format == "jsonl":
+        return _read_lines(unit, text_field, licence_field)
+    if unit.format == "text":
+        return _read_texts(unit)
+    return tables.read_rows(unit, text_field, licence_field)
+
+
+def _expand(name: str, format_: str) -> Iterator[Input]:
+    path = Path(name)
+    if path.is_dir():
+        if format_ in ("auto", "huggingface") and tables.is_dataset(path):
+            yield _input(path, "huggingface")
+            return
+        for file in _files_below(path, format_):
+            yield _input(file, format_)
+    elif path.exists():
+        yield _input(path, format_, is_named=True)
+    elif glob.has_magic(name):
+        matches = [Path(match) for match in sorted(glob.glob(name, recursive=True))]
+        files = [match for match in matches if match.is_file()]
+        if not files:
+            raise ValueError(f"{name}: matches no file")
+        for file in files:
+            yield _input(file, format_)
+    else:
+        raise ValueError(f"{name}: no such file or folder")
+
+
+def _files_below(folder: Path, format_: str) -> list[Path]:
+    """Return a folder's files of a format; ValueError if there are none, or if it is in doubt."""
+    files = [
+        file
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and not any(x.startswith(".") for x in file.relative_to(folder).parts)
+    ]
+    if format_ == "auto":
+        files = [file for file in files if _format_of(file) is not None]
+        counts = Counter(map(_format_of, files))
+        if len(counts) > 1:
+            told = ", ".join(f"{count} of {name}" for name, count in sorted(counts.items()))
+            raise ValueError(f"{folder}: files of several formats ({told}); name one of them")
+    elif format_ != "text":
+        files = [file for file in files if _format_of(file) == format_]
+    if not files:
+        known = "a known format" if format_ == "auto" else format_
+        raise ValueError(f"{folder}: a folder without files of {known}")
+    return files
+
+
+def _format_of(file: Path) -> str | None:
+    name = file.name.lower()
+    return next((known for known, suffixes in SUFFIXES.items() if name.endswith(suffixes)), None)
+
+
+def _input(path: Path, format_: str, is_named: bool = False) -> Input:
+    known = _format_of(path) if format_ == "auto" else format_
+    if known is None:
+        raise ValueError(
+            f"{path}: its suffix tells no format; name one of {', '.join(FORMATS[1:])}"
+        )
+    files = [path] if path.is_file() else sorted(x for x in path.rglob("*") if x.is_file())
+    stats = [file.stat() for file in files]
+    size = sum(stat.st_size for stat in stats)
+    # Among many files of text, an empty one is an empty document, which is counted.
+    if size == 0 and (is_named or known != "text"):
+        raise ValueError(f"{path}: empty; a file of {known} is needed")
+    modified_ns = max((stat.st_mtime_ns for stat in stats), default=0)
+    return Input(str(path), known, size, modified_ns)
+
+
+def _plan_lines(path: Path, num_bytes: int, unit_bytes: int) -> Iterator[Unit]:
+    if path.suffix == ".gz":  # can be read from its beginning alone
+        yield Unit("jsonl", (str(path),), 0, num_bytes, num_bytes)
+        return
+    begin = 0
+    with path.open("rb") as file:
+        while begin < num_bytes:
+            end = num_bytes
+            if begin + unit_bytes < num_bytes:
+                file.seek(begin + unit_bytes - 1)
+                file.readline()
+                end = min(file.tell(), num_bytes)
+            yield Unit("jsonl", (str(path),), begin, end, end - begin)
+            begin = end
+
+
+def _read_lines(unit: Unit, text_field: str, licence_field: str) -> Iterator[Document | BadLine]:
+    path = unit.files[0]
+
+    @cache
+    def lines_before() -> int:
+        """Count the lines before the unit; asked for by its first bad line."""
+        return _count_lines(path, unit.begin)
+
+    for number, line in enumerate(_lines(unit), 1):
+        if not line.strip():
+            continue
+        found = _parse(line, text_field, licence_field)
+        if isinstance(found, str):
+            excerpt = line[:800].decode(errors="replace")[:200].rstrip("\r\n")
+            found = BadLine(path, lines_before() + number, found, excerpt)
+        yield found
+
+
+def _lines(unit: Unit) -> Iterator[bytes]:
+    path = Path(unit.files[0])
+    if path.suffix == ".gz":
+        try:
+            with gzip.open(path, "rb") as file:
+                yield from file
+        except (EOFError, OSError, zlib.error) as error:
+            raise ValueError(f"{path}: cannot be read as gzip ({error})") from None
+        return
+    with path.open("rb") as file:
+        file.seek(unit.begin)
+        position = unit.begin
+        for line in file:
+            if position >= unit.end:
+                return
+            # A mark of UTF-8, which some editors put at the beginning of a file.
+            yield line.removeprefix(b"\xef\xbb\xbf") if position == 0 else line
+            position += len(line)
+
+
+def _count_lines(path: str, num_bytes: int) -> int:
+    count = 0
+    with open(path, "rb") as file:
+        while num_bytes > 0:
+            piece = file.read(min(num_bytes, 1 << 20))
+            count += piece.count(b"\n")
+            num_bytes -= len(piece)
+    return count
+
+
+def _parse(line: bytes, text_field: str, licence_field: str) -> Document | str:
+    """Return the document of a line, or why it has none."""
+    try:
+        row = json.loads(line.rstrip(b"\r\n").decode())
+    except UnicodeDecodeError as error:
+        return f"not UTF-8 ({error.reason} at byte {error.start})"
+    except json.JSONDecodeError as error:
+        return f"broken JSON ({error.msg.removesuffix(' at')} at column {error.colno})"
+    except (ValueError, RecursionError) as error:  # a number too long, nested too deeply
+        return f"broken JSON ({error})"
+    if not isinstance(row, dict):
+        return f"not an object, but {type(row).__name__}"
+    if text_field not in row:
+        return field_problem(list(row), text_field)
+    text = row[text_field]
+    return text_problem(text, text_field) or Document(text, licence_of(row.get(licence_field)))
+
+
+def _read_texts(unit: Unit) -> Iterator[Document | BadLine]:
+    for file in unit.files:
+        content = Path(file).read_bytes()
+        try:
+            yield Document(content.decode(), None)
+        except UnicodeDecodeError as error:
+            line = content.count(b"\n", 0, error.start) + 1
+            excerpt = content[:800].decode(errors="replace")[:200]
+            yield BadLine(file, line, f"not UTF-8 ({error.reason}); the file is left out", excerpt)

@@ -1,0 +1,70 @@
+"""What passes between the readers of documents and those who use them: plain data, picklable."""
+
+from textwrap import shorten
+from typing import NamedTuple
+
+UNIT_BYTES = 8_000_000
+"""About how much text a unit holds: seconds of work, so that a kill loses little."""
+
+
+class Unit(NamedTuple):
+    """A part of the inputs that is read, tokenised and kept as one."""
+
+    format: str
+    files: tuple[str, ...]
+    """One file; several of plain text."""
+    begin: int
+    """In the file: a byte, a row group, a record batch or a row, as the format has it."""
+    end: int
+    num_bytes: int
+    """About how much it holds, for the progress."""
+    rows_before: int = 0
+    """Rows of the file before `begin`, where the format counts rows."""
+
+
+class Document(NamedTuple):
+    """A text, and the licence that its row names."""
+
+    text: str
+    licence: str | None
+
+
+class BadLine(NamedTuple):
+    """A line that is no document."""
+
+    file: str
+    line: int
+    """From 1; in a table, the row."""
+    reason: str
+    excerpt: str
+    """Its first 200 characters."""
+
+    def __str__(self) -> str:
+        return f"{self.file}, line {self.line}: {self.reason}"
+
+
+def field_problem(fields: list[str], name: str) -> str:
+    """Return why a row has no document, the fields that it has named."""
+    shown = shorten(", ".join(fields), 200, placeholder=" ...") or "none"
+    return f"no field {name!r}; its fields are {shown}"
+
+
+def text_problem(text: object, name: str) -> str | None:
+    """Return what is wrong with the value of a text field, None if nothing is."""
+    if not isinstance(text, str):
+        found = "null" if text is None else type(text).__name__
+        return f"the field {name!r} is {found}; text is needed"
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return f"the field {name!r} has half of a surrogate pair, which is no character"
+    return None
+
+
+def licence_of(value: object) -> str | None:
+    """Return a row's licence as one text: some data sets name several in a list."""
+    if value is None or isinstance(value, str):
+        return value or None
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or None
+    return str(value)

@@ -1,0 +1,1 @@
+"""Data: commands that prepare what a run reads, and show it."""

@@ -1,0 +1,136 @@
+"""`titan-motif data inspect`: what a prepared source holds."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from titan_motif.components.curriculum.assemble import SPLITS
+from titan_motif.components.curriculum.manifest import (
+    check_tokenizer,
+    load_manifest,
+    verify_files,
+)
+from titan_motif.components.curriculum.tokenizer import load_tokenizer
+
+SAMPLE_TOKENS = 200
+"""What is shown of a document."""
+LENGTHS = ("min", "median", "mean", "p95", "max")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Tell the counts, lengths and licences of a source, and show some of its documents.
+
+    Example: titan-motif data inspect data/web --tokenizer data/tokenizer --samples 3
+    """
+
+    path: Annotated[Path, tyro.conf.Positional]
+    """The source's folder."""
+    tokenizer: Path | None = None
+    """Folder of the tokenizer that it was prepared with; without it samples are token ids."""
+    samples: int = 3
+    """Documents of the training split to show."""
+    verify: bool = False
+    """Read every file whole and compare its hash with the manifest's."""
+    json: Path | None = None
+    """Write the figures to this file."""
+
+
+def main(options: Options) -> None:
+    if options.samples < 0:
+        raise ValueError(f"--samples is {options.samples}; at least 0 is needed")
+    if options.json is not None and not options.json.parent.is_dir():
+        raise ValueError(f"--json is {options.json}; {options.json.parent} does not exist")
+    manifest = load_manifest(options.path)
+    if options.tokenizer is not None:
+        check_tokenizer(manifest, options.tokenizer)
+    found = {
+        name: manifest["splits"][name] | {"document_tokens": _lengths(options.path / name)}
+        for name in SPLITS
+    }
+    _print_counts(found, manifest)
+    samples = _samples(options)
+    for sample in samples:
+        print(f"\n--- document {sample['document']}, {sample['tokens']:,} tokens")
+        print(sample["text"] if "text" in sample else " ".join(map(str, sample["ids"])))
+    if options.json is not None:
+        kept = ("licences", "duplicates", "deduplicated", "empty", "bad_lines", "tokenizer")
+        content = {"path": str(options.path), "splits": found, "samples": samples}
+        content |= {name: manifest[name] for name in kept}
+        options.json.write_text(json.dumps(content, indent=1) + "\n")
+    if options.verify:
+        _verify(options.path, manifest)
+
+
+def _lengths(folder: Path) -> dict[str, float] | None:
+    """Return how many tokens the documents of a split have; None if it has no documents."""
+    lengths = np.diff(np.load(folder / "document_offsets.npy", mmap_mode="r"))
+    if not len(lengths):
+        return None
+    figures = lengths.min(), np.median(lengths), lengths.mean(), np.percentile(lengths, 95)
+    return dict(zip(LENGTHS, map(float, (*figures, lengths.max())), strict=True))
+
+
+def _samples(options: Options) -> list[dict[str, Any]]:
+    """Return the beginnings of the first documents: their order is drawn already."""
+    folder = options.path / "train"
+    offsets = np.load(folder / "document_offsets.npy", mmap_mode="r")
+    tokens = np.load(folder / "tokens.npy", mmap_mode="r")
+    loaded = options.tokenizer and load_tokenizer(options.tokenizer)
+    samples = []
+    for document in range(min(options.samples, len(offsets) - 1)):
+        begin, end = offsets[document : document + 2].tolist()
+        shown = tokens[begin : min(end, begin + SAMPLE_TOKENS)].tolist()
+        sample: dict[str, Any] = {"document": document, "tokens": end - begin}
+        if loaded:
+            sample["text"] = loaded.tokenizer.decode(shown, skip_special_tokens=False)
+        else:
+            sample["ids"] = shown
+        samples.append(sample)
+    return samples
+
+
+def _print_counts(found: dict[str, Any], manifest: dict[str, Any]) -> None:
+    table = Table(box=None, header_style="bold")
+    table.add_column("split")
+    for heading in ("documents", "tokens", "MB", *(f"{name} tokens" for name in LENGTHS)):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, split in found.items():
+        lengths = split["document_tokens"] or {}
+        table.add_row(
+            name,
+            f"{split['documents']:,}",
+            f"{split['tokens']:,}",
+            f"{split['bytes'] / 1e6:,.2f}",
+            *(f"{lengths[name]:,.0f}" if lengths else "-" for name in LENGTHS),
+        )
+    Console(width=120).print(table)
+    fate = "left out" if manifest["deduplicated"] else "kept"
+    print(
+        f"duplicates {manifest['duplicates']:,} ({fate}), empty {manifest['empty']:,}, "
+        f"bad lines {manifest['bad_lines']:,}"
+    )
+    tokenizer = manifest["tokenizer"]
+    print(
+        f"tokenizer of {tokenizer['vocab_size']:,} entries, end of text "
+        f"{tokenizer['end_of_text']} ({tokenizer['end_id']}), SHA-256 {tokenizer['sha256'][:12]}..."
+    )
+    for licence, count in manifest["licences"].items():
+        print(f"licence {licence}: {count:,} documents")
+
+
+def _verify(folder: Path, manifest: dict[str, Any]) -> None:
+    """Raise ValueError if the content of a file is not what was prepared."""
+    findings = list(verify_files(folder, manifest))
+    for finding in findings[1:]:
+        print(finding)
+    if findings:
+        more = f" (and {len(findings) - 1} more)" if findings[1:] else ""
+        raise ValueError(f"{findings[0]}{more}")
+    print(f"verified: {len(manifest['files'])} files have the hashes of the manifest")
