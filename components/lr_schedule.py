@@ -6,7 +6,7 @@ for bit; beyond the end of the schedule, where torchtitan's would fall below the
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -78,7 +78,7 @@ class WarmupStableDecay:
 def build_schedule(
     *,
     training_steps: int,
-    step_tokens: int,
+    tokens_at: Callable[[int], int],
     total_steps: int | None = None,
     warmup_steps: int = 0,
     warmup_tokens: int = -1,
@@ -89,12 +89,14 @@ def build_schedule(
 ) -> WarmupStableDecay:
     """Return the schedule that a job's settings describe; -1 tokens are those of the steps.
 
+    `tokens_at` tells the tokens of a number of steps from the first on.
+
     A warm-up or a decay that does not fit into the schedule is cut, as torchtitan's are: a trial of
     a few steps wants no other settings than the run.
     """
     steps = training_steps if total_steps is None else total_steps
-    total = steps * step_tokens
-    warmup = warmup_steps * step_tokens if warmup_tokens == -1 else warmup_tokens
+    total = tokens_at(steps)
+    warmup = tokens_at(warmup_steps) if warmup_tokens == -1 else warmup_tokens
     if warmup > total:
         logger.warning(f"the warm-up of {warmup:,} tokens is cut to the schedule's {total:,}")
         warmup = total
@@ -102,7 +104,8 @@ def build_schedule(
     if decay_tokens != -1:
         decay = decay_tokens
     else:
-        decay = rest if decay_ratio is None else round(steps * decay_ratio) * step_tokens
+        stable_steps = steps - round(steps * (decay_ratio or 0.0))
+        decay = rest if decay_ratio is None else total - tokens_at(stable_steps)
     if decay > rest:
         logger.warning(f"the decay of {decay:,} tokens is cut to the {rest:,} after the warm-up")
         decay = rest

@@ -6,6 +6,7 @@ import os
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,8 @@ class RunMetrics(MetricsProcessor):
         self.is_writer = torch.distributed.get_rank() == 0
         self.last_logged_step: int | None = None
         self.num_skipped_steps = 0
+        self.data_report: Callable[[int, int], dict[str, float]] | None = None
+        """Tells of what was read between two counts of steps."""
 
     @property
     def optimizers(self) -> OptimizersContainer | None:
@@ -85,6 +88,8 @@ class RunMetrics(MetricsProcessor):
         extra = dict(extra_metrics or {})
         if self.monitor is not None:
             extra |= self.monitor.metrics()
+        if self.data_report is not None and self.is_writer:
+            extra |= self.data_report(self.last_logged_step or 0, step)
         skipped = sum(getattr(o, "num_skipped_steps", 0) for o in self.optimizers or ())
         if skipped > self.num_skipped_steps:
             logger.warning(f"{skipped} steps were skipped: gradients were not finite")
@@ -97,6 +102,7 @@ class RunMetrics(MetricsProcessor):
             "throughput/tflops_per_device": flops_per_device / 1e12,
             "time_metrics/step(s)": seconds / num_steps,
             "time_metrics/data_loading(s)": sum(self.data_loading_times) / num_steps,
+            "time_metrics/data_loading(%)": 100 * sum(self.data_loading_times) / seconds,
             "memory/max_reserved(GiB)": memory.max_reserved_gib,
             "optimizer/skipped_steps": skipped,
             **extra,
@@ -133,9 +139,16 @@ class RunMetrics(MetricsProcessor):
         """Write the validation loss (nats per token); its time does not count as training."""
         metrics = {"validation_metrics/loss": loss, **(extra_metrics or {})}
         self.logger.log(metrics, step)
-        self._remember(step=step, validation_loss=loss)
+        by_group = {
+            name.removeprefix("validation_metrics/loss/"): value
+            for name, value in (extra_metrics or {}).items()
+        }
+        parts = {f"validation_loss/{group}": value for group, value in by_group.items()}
+        self._remember(step=step, validation_loss=loss, **parts)
+        told = ", ".join(f"{group} {value:.5f}" for group, value in by_group.items())
         logger.info(
-            f"{self.color.yellow}validation at step {step}: loss {loss:.5f}{self.color.reset}"
+            f"{self.color.yellow}validation at step {step}: loss {loss:.5f}"
+            f"{f' ({told})' if told else ''}{self.color.reset}"
         )
 
     def _reset(self, step: int) -> None:

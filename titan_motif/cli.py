@@ -12,6 +12,9 @@ import tyro
 
 COMMANDS = {
     "plan": ("titan_motif.plan", "Parallel Muon on N GPUs: loads, bytes, memory, time"),
+    "data preview": ("titan_motif.data.preview", "mixture, length, batch, rate over a run"),
+    "data trace": ("titan_motif.data.trace", "which documents the sequences of a step hold"),
+    "bench loader": ("titan_motif.bench.loader", "tokens a second from a prepared source"),
     "data prepare": ("titan_motif.data.prepare", "documents to the tokens that a run reads"),
     "data train-tokenizer": ("titan_motif.data.train_tokenizer", "a byte-level BPE of any size"),
     "data inspect": ("titan_motif.data.inspect", "what a prepared source holds"),

@@ -12,8 +12,11 @@ from typing import Any, ClassVar, Literal
 import torch
 import torchtitan.config.job_config as torchtitan_config
 
+from titan_motif.components.curriculum.loader import Share
+from titan_motif.components.curriculum.schedule import RunPlan
 from titan_motif.components.lr_schedule import DecayType
 from titan_motif.components.muon import Balance, Method, Mode, Scale
+from titan_motif.curriculum import Curriculum, has_phases, plan_of
 from titan_motif.kernels import (
     AttentionImplementation,
     Implementation,
@@ -82,10 +85,11 @@ class Training(torchtitan_config.Training):
     dataset: Literal["builtin", "prepared"] = "builtin"
     """
     'builtin' is the corpus made from this Python installation (run_train.sh prepares it);
-    'prepared' is a folder that holds train/tokens.npy and validation/tokens.npy.
+    'prepared' is the curriculum's sources, or a folder that holds train/tokens.npy and
+    validation/tokens.npy.
     """
     dataset_path: str = "data/builtin"
-    """Folder of the prepared corpus."""
+    """Folder of the prepared corpus; the curriculum's sources lie in it."""
     builtin_vocab_size: int = 1024
     """Entries of the tokenizer that is trained on the built-in corpus."""
     mask_documents: bool = False
@@ -180,7 +184,7 @@ class Optimizer(torchtitan_config.Optimizer):
 class LRScheduler(torchtitan_config.LRScheduler):
     """The learning rate over the tokens seen: linear warm-up, a stable part, decay.
 
-    A step stands for the tokens of this job's step, training.global_batch_size x training.seq_len,
+    A step stands for the tokens that this job reads in it, which phases of a curriculum may change,
     and the schedule is total_steps (or training.steps) of them long.
     """
 
@@ -193,8 +197,8 @@ class LRScheduler(torchtitan_config.LRScheduler):
     Shape of the decay: 'linear', 'cosine' (half a period), 'sqrt' (1 - sqrt of the part that is
     over), 'inverse_sqrt' (1 / sqrt of tokens, from 1 to min_lr_factor).
     """
-    step_tokens: ClassVar[int] = 0
-    """No setting: the tokens of a step as `resolve` finds them, for whoever gets this section."""
+    plan: ClassVar[RunPlan | None] = None
+    """No setting: what the job reads when, left by `resolve` for whoever gets this section."""
 
 
 @dataclass
@@ -270,6 +274,7 @@ class JobConfig(torchtitan_config.JobConfig):
 
     model: Model = field(default_factory=Model)
     training: Training = field(default_factory=Training)
+    curriculum: Curriculum = field(default_factory=Curriculum)
     optimizer: Optimizer = field(default_factory=Optimizer)
     lr_scheduler: LRScheduler = field(default_factory=LRScheduler)
     metrics: Metrics = field(default_factory=Metrics)
@@ -278,6 +283,10 @@ class JobConfig(torchtitan_config.JobConfig):
     comm: Comm = field(default_factory=Comm)
     validation: Validation = field(default_factory=Validation)
     summary: Summary = field(default_factory=Summary)
+
+
+DECIDED_BY_PHASES = ("training.seq_len", "training.local_batch_size", "training.global_batch_size")
+"""Settings that a curriculum's phases stand in place of."""
 
 
 def resolve(config: torchtitan_config.JobConfig, world_size: int | None = None) -> None:
@@ -300,8 +309,23 @@ def resolve(config: torchtitan_config.JobConfig, world_size: int | None = None) 
         ranks = world_size // max(config.parallelism.tensor_parallel_degree, 1)
         if training.local_batch_size == -1 and ranks and size > 0 and size % ranks == 0:
             training.local_batch_size = size // ranks
-        sequences = size if size > 0 else training.local_batch_size * ranks
-        config.lr_scheduler.step_tokens = sequences * training.seq_len
+    plan = plan_of(config, world_size)
+    if plan is not None and has_phases(config):
+        _take_over(plan, config, world_size)
+    config.lr_scheduler.plan = plan
+
+
+def _take_over(plan: RunPlan, config: torchtitan_config.JobConfig, world_size: int | None) -> None:
+    """Let a plan of phases decide what torchtitan's settings can say of it."""
+    training = config.training
+    training.seq_len = max(phase.seq_len for phase in plan.phases)
+    training.global_batch_size = -1
+    if training.steps == -1:
+        training.steps = plan.num_steps
+    if world_size is not None:
+        ranks = max(world_size // max(config.parallelism.tensor_parallel_degree, 1), 1)
+        share = Share(0, ranks, config.curriculum.local_batch_tokens)
+        training.local_batch_size = share.rows(plan.step(0))
 
 
 def all_keys(section: type = JobConfig, prefix: str = "") -> Iterator[str]:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from titan_motif.components.curriculum.loader import PackedTokens
 from titan_motif.components.muon.routing import route
 from titan_motif.config import JobConfig, LRScheduler, Metrics, Muon, Optimizer, value_of
 from titan_motif.config_refusals import check_served
+from titan_motif.curriculum import check_curriculum, check_source_files, has_phases
 from titan_motif.device import device_type
 from titan_motif.kernels import attention_problem
 from titan_motif.layout import Finding, check_layout
@@ -75,6 +75,7 @@ def check_values(
         world_size:  number of processes; None leaves out what depends on it
         reads_files: whether the job's data and tokenizer have to be there
     """
+    yield from check_curriculum(config)
     yield from _ranges(config)
     yield from check_served(config)
     yield from _together(config)
@@ -260,6 +261,9 @@ def _attention(config: JobConfig, args: Motif2ModelArgs) -> Iterator[Finding]:
 
 def _schedule(config: JobConfig) -> Iterator[Finding]:
     scheduler, steps = config.lr_scheduler, config.training.steps
+    if has_phases(config) and scheduler.plan is not None and steps > scheduler.plan.num_steps:
+        most = scheduler.plan.num_steps
+        yield "training.steps", f"is {steps}; the phases make {most}: -1 takes all of them"
     total = scheduler.total_steps if scheduler.total_steps is not None else steps
     if total < steps:
         yield "lr_scheduler.total_steps", f"is {total}; at least training.steps, {steps}, is needed"
@@ -284,7 +288,7 @@ def _schedule(config: JobConfig) -> Iterator[Finding]:
 def _files(config: JobConfig) -> Iterator[Finding]:
     assets = config.model.hf_assets_path
     if config.training.dataset == "prepared":
-        yield from _prepared_data(config)
+        yield from check_source_files(config, model_args(config).vocab_size)
         if not (Path(assets) / "tokenizer.json").is_file():
             yield "model.hf_assets_path", f"is {assets!r}; it holds no tokenizer.json"
     else:
@@ -298,24 +302,3 @@ def _files(config: JobConfig) -> Iterator[Finding]:
     initial = config.checkpoint.initial_load_path
     if initial is not None and not Path(initial).is_dir():
         yield "checkpoint.initial_load_path", f"is {initial!r}; no such folder"
-
-
-def _prepared_data(config: JobConfig) -> Iterator[Finding]:
-    """Yield what is wrong with tokens that we did not write; of the ids, a sample is looked at."""
-    folder = config.training.dataset_path
-    for split, section in (("train", config.training), ("validation", config.validation)):
-        if split == "validation" and not config.validation.enable:
-            continue
-        try:
-            tokens = PackedTokens(Path(folder) / split, section.seq_len)
-        except ValueError as error:
-            yield "training.dataset_path", f"is {folder!r}; {error}"
-            continue
-        least, largest = tokens.sampled_range()
-        size = model_args(config).vocab_size
-        if least < 0 or largest >= size:
-            yield (
-                "training.dataset_path",
-                f"is {folder!r}; {split}/tokens.npy holds the ids {least} to {largest}, of which "
-                f"the model's vocabulary has 0 to {size - 1}",
-            )

@@ -14,8 +14,9 @@ from typing import Any, Literal
 
 import tomli
 
-from titan_motif.config import JobConfig, all_keys, resolve
+from titan_motif.config import DECIDED_BY_PHASES, JobConfig, all_keys, resolve, value_of
 from titan_motif.config_checks import check_values
+from titan_motif.curriculum import has_phases
 
 
 class ConfigError(ValueError):
@@ -48,11 +49,24 @@ def load_config(
     for key, value in overrides.items():
         _assign(config, key, value, "command line:", from_text=True)
         origins[key] = "command line"
+    given = {key: value_of(config, key) for key in DECIDED_BY_PHASES if key in origins}
     resolve(config, world_size)
     for key, message in check_values(config, world_size, reads_files):
-        origin = origins.get(key, path or "defaults")
-        raise ConfigError(f"{origin}: {key} {message}")
+        raise ConfigError(f"{_origin(key, origins) or path or 'defaults'}: {key} {message}")
+    for key, value in given.items():
+        if has_phases(config) and value_of(config, key) != value:
+            raise ConfigError(
+                f"{origins[key]}: {key} is {value}; the phases of the curriculum decide it: leave "
+                "it out, or read no phases with curriculum.enable = false"
+            )
     return config
+
+
+def _origin(key: str, origins: dict[str, str]) -> str | None:
+    """Return where a setting was given, or the table that it stands in."""
+    while key and key not in origins:
+        key = key.rpartition(".")[0]
+    return origins.get(key)
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -72,7 +86,10 @@ def _read_toml(path: Path) -> dict[str, Any]:
 def _flatten(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield (section.field, value) of nested tables."""
     for name, value in table.items():
-        if isinstance(value, dict):
+        if (
+            isinstance(value, dict)
+            and typing.get_origin(_find(JobConfig, prefix + name)) is not dict
+        ):
             yield from _flatten(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
@@ -105,6 +122,8 @@ def _find(cls: type, key: str) -> Any:
     """Return the type of section.field, or None where there is none."""
     head, _, rest = key.partition(".")
     kind = {f.name: f.type for f in fields(cls)}.get(head)
+    if typing.get_origin(kind) is typing.Annotated:  # a hint for torchtitan's command line
+        kind = typing.get_args(kind)[0]
     if kind is None or not rest:
         return kind
     return _find(kind, rest) if is_dataclass(kind) else None
@@ -120,14 +139,43 @@ def _assign(config: JobConfig, key: str, value: Any, origin: str, from_text: boo
         raise ConfigError(f"{origin} {written} is not a setting{_nearest(key)}")
     if from_text and isinstance(value, bool) and not _fits(value, kind):
         raise ConfigError(f"{origin} {written} is given no value; {_describe(kind)} is needed")
+    if from_text and not _is_written_in_a_line(kind):
+        raise ConfigError(f"{origin} {written} is a table; it is given in a TOML file")
     if isinstance(value, str) and from_text:
         value = _from_text(value, kind)
+    item = _item_of(kind)
+    if item is not None and isinstance(value, list) and all(isinstance(v, dict) for v in value):
+        value = [_table(item, v, f"{origin} {name} {i}:") for i, v in enumerate(value, start=1)]
     if not _fits(value, kind):
         raise ConfigError(f"{origin} {written} is {value!r}; {_describe(kind)} is needed")
     target: Any = config
     for section in sections:
         target = getattr(target, section)
     setattr(target, name, float(value) if kind is float else value)
+
+
+def _item_of(kind: Any) -> Any:
+    """Return the dataclass that a list holds, or None."""
+    if typing.get_origin(kind) is list and is_dataclass(typing.get_args(kind)[0]):
+        return typing.get_args(kind)[0]
+    return None
+
+
+def _is_written_in_a_line(kind: Any) -> bool:
+    return _item_of(kind) is None and typing.get_origin(kind) is not dict
+
+
+def _table(item: Any, values: dict[str, Any], origin: str) -> Any:
+    """Return a table of a list of tables."""
+    kinds = {f.name: f.type for f in fields(item)}
+    for name, value in values.items():
+        if name not in kinds:
+            near = difflib.get_close_matches(name, kinds, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(kinds)}"
+            raise ConfigError(f"{origin} {name} is not a setting; {hint}")
+        if not _fits(value, kinds[name]):
+            raise ConfigError(f"{origin} {name} is {value!r}; {_describe(kinds[name])} is needed")
+    return item(**{n: float(v) if kinds[n] is float else v for n, v in values.items()})
 
 
 def _nearest(key: str) -> str:
@@ -169,6 +217,9 @@ def _fits(value: Any, kind: Any) -> bool:
         elif origin is list:
             (item,) = typing.get_args(member)
             fits = isinstance(value, list) and all(_fits(entry, item) for entry in value)
+        elif origin is dict:
+            _, item = typing.get_args(member)
+            fits = isinstance(value, dict) and all(_fits(entry, item) for entry in value.values())
         elif member is float:
             fits = type(value) in (int, float)
         else:
@@ -185,7 +236,9 @@ def _describe(kind: Any) -> str:
         if typing.get_origin(member) is Literal:
             parts.append("one of " + ", ".join(map(repr, typing.get_args(member))))
         elif typing.get_origin(member) is list:
-            parts.append("a list of texts")
+            parts.append("a list of tables" if _item_of(member) else "a list of texts")
+        elif typing.get_origin(member) is dict:
+            parts.append("a table of numbers")
         elif member is not type(None):
             parts.append(names.get(member, str(member)))
     return " or ".join(parts)

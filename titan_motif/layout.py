@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from torchtitan.config import JobConfig
 
+from titan_motif.curriculum import has_phases
 from titan_motif.model.args import Motif2ModelArgs
 
 Finding = tuple[str, str]
@@ -30,7 +31,9 @@ def check_layout(config: JobConfig, args: Motif2ModelArgs, world_size: int) -> I
     """Yield every finding about the parallel degrees, the most basic first."""
     findings = list(_degrees(config, world_size))
     if not findings:
-        findings = [*_tensor_parallel(config, args), *_batch(config, world_size)]
+        findings = [*_tensor_parallel(config, args)]
+        if not has_phases(config):  # their batches are filled where ranks do not divide them
+            findings += _batch(config, world_size)
     yield from findings
 
 
@@ -90,10 +93,15 @@ def _tensor_parallel(config: JobConfig, args: Motif2ModelArgs) -> Iterator[Findi
             allowed = ", ".join(map(str, allowed_tensor_degrees(args)))
             yield key, f"is {degree}; {number} {what} cannot be cut by it: one of {allowed} can"
             return
-    for name in ("training", "validation"):
-        length = getattr(config, name).seq_len
+    lengths = {
+        f"{name}.seq_len": getattr(config, name).seq_len for name in ("training", "validation")
+    }
+    if has_phases(config):
+        for i, phase in enumerate(config.curriculum.phases, start=1):
+            lengths[f"curriculum.phases.{i}.seq_len"] = phase.seq_len
+    for name, length in lengths.items():
         if length % degree:
-            yield f"{name}.seq_len", f"is {length}; a multiple of {key} ({degree}) is needed"
+            yield name, f"is {length}; a multiple of {key} ({degree}) is needed"
     if config.model.converters:
         yield "model.converters", f"is not supported with {key} = {degree}; leave it empty"
 

@@ -5,6 +5,9 @@ one rank too, so that one precision policy holds on every layout, and no second 
 exists.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -110,10 +113,21 @@ KEPT_OPERATORS = {
 norms and PolyNorm among it, is computed again."""
 
 
-def compile_blocks(model: Motif2Model, backend: str) -> None:
-    """Compile each block by itself: they share one graph, since a layer's lambda is a tensor."""
+MAX_GRAPHS = 64
+"""Of a block: each length and batch, in training and validation, with and without what attention
+records. One more would stop the run."""
+
+
+def compile_blocks(model: Motif2Model, backend: str | Callable[..., Any]) -> None:
+    """Compile each block by itself: they share one graph, since a layer's lambda is a tensor.
+
+    Each length of sequences has a graph of its own: with sizes left open the second length would
+    compile kernels for any, slower ones, which later lengths and validation would take too.
+    """
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_GRAPHS)
     for name, block in model.layers.named_children():
-        model.layers.register_module(name, torch.compile(block, backend=backend, fullgraph=True))
+        compiled = torch.compile(block, backend=backend, fullgraph=True, dynamic=False)
+        model.layers.register_module(name, compiled)
     logger.info(f"each block is compiled with {backend}")
 
 

@@ -121,8 +121,9 @@ def _numbers(options: Options) -> list[int]:
 
 
 def _load(path: Path, world_size: int | None = None, replicas: int | None = None) -> JobConfig:
-    # The batch has nothing to do with the plan, and one that fits every number of GPUs is rare.
-    words = ["--job.config_file", str(path), "--training.local_batch_size", "1"]
+    # What is read has nothing to do with the plan, and a batch for every number of GPUs is rare.
+    words = ["--job.config_file", str(path), "--curriculum.enable=false", "--training.steps", "1"]
+    words += ["--training.local_batch_size", "1"]
     if replicas is not None:
         words += ["--parallelism.data_parallel_replicate_degree", str(replicas)]
     return load_config([*words, "--training.global_batch_size", "-1"], world_size, False)

@@ -10,6 +10,7 @@ import titan_motif.device  # noqa: F401  (before anything of torchtitan)
 # isort: split
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,14 +22,15 @@ from torchtitan.protocols.train_spec import TrainSpec, register_train_spec
 from torchtitan.tools.logging import logger
 
 from titan_motif.components.curriculum.loader import (
+    CurriculumLoader,
     DocumentInputs,
-    StatefulTokenLoader,
-    build_loader,
+    describe_run,
 )
 from titan_motif.components.lr_schedule import TokenScheduler, build_schedule
 from titan_motif.components.metrics import build_metrics
 from titan_motif.components.validation import SplitValidator, build_validator
 from titan_motif.config import LRScheduler, resolve
+from titan_motif.curriculum import build_loader, sources_of
 from titan_motif.model import FLAVORS, Motif2Model, Motif2ModelArgs, Motif2StateDictAdapter
 from titan_motif.optimizers import build_optimizers
 from titan_motif.parallelize import parallelize
@@ -55,29 +57,34 @@ def build_tokenizer(job_config: JobConfig) -> HuggingFaceTokenizer:
 
 def build_dataloader(
     dp_world_size: int, dp_rank: int, tokenizer: HuggingFaceTokenizer, job_config: JobConfig
-) -> StatefulTokenLoader:
-    """Build the loader of the training split."""
+) -> CurriculumLoader:
+    """Build the loader of one rank, and tell how often each source will be read."""
     training = job_config.training
-    return build_loader(
-        f"{training.dataset_path}/train",
-        seq_len=training.seq_len,
-        local_batch_size=training.local_batch_size,
-        seed=job_config.debug.seed or 0,
-        dp_rank=dp_rank,
-        dp_world_size=dp_world_size,
-        num_workers=training.dataloader.num_workers,
-        pin_memory=training.dataloader.pin_memory,
-        prefetch_factor=training.dataloader.prefetch_factor,
-        documents=document_inputs(tokenizer, job_config),
+    loader = build_loader(
+        job_config,
+        dp_rank,
+        dp_world_size,
+        document_inputs(tokenizer, job_config),
+        workers={
+            "num_workers": training.dataloader.num_workers,
+            "prefetch_factor": training.dataloader.prefetch_factor,
+        },
+        pins=training.dataloader.pin_memory,
     )
+    for line in describe_run(loader, training.steps):
+        logger.info(line)
+    return loader
 
 
 def build_split_validator(
     job_config: JobConfig, tokenizer: HuggingFaceTokenizer, **arguments: Any
 ) -> SplitValidator:
     """Build the validator, which sees documents as training does."""
+    groups: dict[str, list[Path]] = {}
+    for source in sources_of(job_config):
+        groups.setdefault(source.group, []).append(source.folder / "validation")
     documents = document_inputs(tokenizer, job_config)
-    return build_validator(job_config, documents=documents, **arguments)
+    return build_validator(job_config, groups, documents=documents, **arguments)
 
 
 def document_inputs(
@@ -98,14 +105,14 @@ def document_inputs(
 def build_lr_schedulers(
     optimizers: OptimizersContainer, lr_scheduler_config: LRScheduler, training_steps: int
 ) -> TokenScheduler:
-    """Build the learning rates over tokens; `resolve` has left the tokens of a step there."""
-    step_tokens = lr_scheduler_config.step_tokens
-    assert step_tokens > 0
+    """Build the learning rates over tokens; `resolve` has left the plan of the run there."""
+    plan = lr_scheduler_config.plan
+    assert plan is not None
     schedule = build_schedule(
-        training_steps=training_steps, step_tokens=step_tokens, **asdict(lr_scheduler_config)
+        training_steps=training_steps, tokens_at=plan.tokens_at, **asdict(lr_scheduler_config)
     )
     logger.info(f"learning rate: {schedule}")
-    return TokenScheduler(optimizers, schedule, step_tokens)
+    return TokenScheduler(optimizers, schedule, plan.step(0).tokens)
 
 
 def get_train_spec() -> TrainSpec:

@@ -33,13 +33,14 @@ from torchtitan.tools.logging import init_logger, logger
 
 from titan_motif import plugin  # noqa: F401  (registers the train spec)
 from titan_motif.components.checkpoint import CheckpointError, CompleteStepCheckpointManager
-from titan_motif.components.curriculum.loader import ValidationSequences
+from titan_motif.components.curriculum.loader import Batch, LoaderError, describe_step
+from titan_motif.components.curriculum.schedule import Step
 from titan_motif.components.metrics import average_tokens_per_second, read_history
 from titan_motif.components.muon import TooManySkippedSteps
 from titan_motif.config import JobConfig
 from titan_motif.config_loading import ConfigError, load_config
 from titan_motif.device import device_type
-from titan_motif.evaluation.bigram import MAX_TRAIN_TOKENS, bigram_loss
+from titan_motif.evaluation.bigram import MAX_TRAIN_TOKENS, bigram_loss, excerpt
 from titan_motif.evaluation.sampling import sample
 from titan_motif.run_records import bits_per_byte, write_start_records, write_summary
 
@@ -56,6 +57,11 @@ class MotifTrainer(torchtitan.train.Trainer):
         self.maybe_enable_amp = contextlib.nullcontext()
         self.is_first_rank = torch.distributed.get_rank() == 0
         self.batch_degree = self.parallel_dims.dp_replicate * self.parallel_dims.dp_shard
+        self.tokens_seen = 0
+        """Tokens of all ranks since the beginning of the run."""
+        self.seq_len = job_config.training.seq_len
+        self.phase: int | None = None
+        self.metrics_processor.data_report = self._report_of_data
         if self.is_first_rank:
             write_start_records(job_config, torch.distributed.get_world_size())
 
@@ -68,14 +74,45 @@ class MotifTrainer(torchtitan.train.Trainer):
                 f"nothing left to train: {self.step} steps are done, and training.steps is "
                 f"{self.job_config.training.steps}"
             )
-        return super().batch_generator(data_iterable)
+        return self._count_without_filling(super().batch_generator(data_iterable))
+
+    def _count_without_filling(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        for inputs, labels in batches:
+            filling = int((labels == IGNORE_INDEX).sum())
+            self.ntokens_seen -= filling
+            self.metrics_processor.ntokens_since_last_log -= filling
+            yield inputs, labels
 
     def train_step(self, data_iterator) -> None:
-        self.lr_schedulers.begin_step(self.step_tokens)
+        step = self._begin_data_step()
+        self.lr_schedulers.begin_step(step.tokens)
         self.optimizers.monitor.begin_step(self.step)
         super().train_step(data_iterator)
+        self.tokens_seen += step.tokens
         if self.step == self.first_step:
             self._shorten_timeouts()
+
+    def _report_of_data(self, begin_step: int, end_step: int) -> dict[str, float]:
+        # A run that reads its data from the beginning again has other numbers for its steps.
+        read = self.dataloader.next_step
+        return self.dataloader.report(max(read - (end_step - begin_step), 0), read)
+
+    def _begin_data_step(self) -> Step:
+        """Take up the length and the batch of the step that is due, the same on all ranks."""
+        loader = self.dataloader
+        if loader.next_step >= loader.plan.num_steps:
+            raise LoaderError(f"the data end after {loader.plan.num_steps} steps of reading")
+        step = loader.plan.step(loader.next_step)
+        self.gradient_accumulation_steps = loader.share.micro_batches(step)
+        if step.seq_len != self.seq_len:
+            self.seq_len = step.seq_len
+            _, flops = self.model_args.get_nparams_and_flops(self.model_parts[0], step.seq_len)
+            self.metrics_processor.num_flops_per_token = flops
+        if step.phase != self.phase:
+            if self.phase is not None:
+                logger.info(f"phase {describe_step(loader, loader.next_step)}")
+            self.phase = step.phase
+        return step
 
     def _shorten_timeouts(self) -> None:
         """Set the time-outs for what follows the first step, with its loading and compiling.
@@ -96,19 +133,10 @@ class MotifTrainer(torchtitan.train.Trainer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up a run, whatever the number of ranks that saved it."""
         self.step = state_dict["step"]
-        self.ntokens_seen = state_dict["ntokens_seen"] // self.batch_degree
-
-    @property
-    def tokens_seen(self) -> int:
-        """Tokens of all ranks since the beginning of the run; torchtitan counts a rank's own."""
-        return self.ntokens_seen * self.batch_degree
-
-    @property
-    def step_tokens(self) -> int:
-        """Tokens that all ranks take together in the step that is due."""
-        training = self.job_config.training
-        micro_batches = self.batch_degree * self.gradient_accumulation_steps
-        return micro_batches * training.local_batch_size * training.seq_len
+        self.tokens_seen = state_dict["ntokens_seen"]
+        # torchtitan counts a rank's own, and adds those of all ranks where it tells them.
+        whole, rest = divmod(self.tokens_seen, self.batch_degree)
+        self.ntokens_seen = whole + (self.dataloader.share.rank < rest)
 
     def train(self) -> None:
         super().train()
@@ -133,6 +161,7 @@ class MotifTrainer(torchtitan.train.Trainer):
             "tokens_seen": self.tokens_seen,
             "train_loss": _mean_of_the_last_tenth(losses),
             "validation_loss": validation_loss,
+            "validation_losses": self.validator.last_losses if config.validation.enable else {},
             "bits_per_byte": None,
             "bigram_validation_loss": None,
             "bigram_train_tokens": None,
@@ -144,37 +173,29 @@ class MotifTrainer(torchtitan.train.Trainer):
 
     def _baselines(self, validation_loss: float) -> dict[str, float]:
         """Judge the same validation tokens by their bytes, and under a bigram model."""
-        config, folder = self.job_config, Path(self.job_config.training.dataset_path)
-        batches = ValidationSequences(
-            folder / "validation",
-            seq_len=config.validation.seq_len,
-            local_batch_size=config.validation.local_batch_size,
-            dp_rank=0,
-            dp_world_size=1,
-            max_batches=self._num_validation_batches(),
-        )
-        pairs = [(inputs["input"].numpy(), labels.numpy()) for inputs, labels in batches]
-        previous = np.concatenate([inputs.ravel() for inputs, _ in pairs])
-        following = np.concatenate([labels.ravel() for _, labels in pairs])
+        config = self.job_config
+        batches = [
+            batch for part in self.validator.groups.values() for batch in part.of_all_ranks()
+        ]
+        previous = np.concatenate([inputs["input"].numpy().ravel() for inputs, _ in batches])
+        following = np.concatenate([labels.numpy().ravel() for _, labels in batches])
         judged = following != IGNORE_INDEX
         previous, following = previous[judged], following[judged]
-        train = np.load(folder / "train" / "tokens.npy", mmap_mode="r")
+        sources = [stream.file.tokens for stream in self.dataloader.streams]
+        total = sum(map(len, sources))
+        counted = min(total, MAX_TRAIN_TOKENS)
+        train = np.concatenate([excerpt(x, counted * len(x) // total) for x in sources])
         baselines = {
             "bigram_validation_loss": bigram_loss(
                 train, previous, following, self.model_args.vocab_size
             ),
-            "bigram_train_tokens": min(len(train), MAX_TRAIN_TOKENS),
+            "bigram_train_tokens": counted,
         }
         table = Path(config.model.hf_assets_path) / "token_bytes.npy"
         if table.is_file():
             token_bytes = np.load(table)
             baselines["bits_per_byte"] = bits_per_byte(validation_loss, following, token_bytes)
         return baselines
-
-    def _num_validation_batches(self) -> int:
-        """The batches that all ranks evaluated together."""
-        steps = self.job_config.validation.steps
-        return steps if steps == -1 else steps * self.batch_degree
 
     def _samples(self, model: torch.nn.Module) -> list[str]:
         """Continue three prompts; every rank takes part, since the model is sharded."""
@@ -224,6 +245,7 @@ class _DropNoise(logging.Filter):
         "Destroying the purge thread",
         "Sleeping 2 seconds",
         "Training starts at step",  # loading says from where, and there may be nothing to start
+        "Trainer is initialized with ",  # of a batch that a curriculum changes
     )
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -291,9 +313,15 @@ def main(argv: Sequence[str]) -> int:
             trainer.checkpointer.save(curr_step=0, last_step=True)
         else:
             trainer.train()
-    except (ConfigError, CheckpointError, TooManySkippedSteps) as error:
+    except (ConfigError, CheckpointError, LoaderError, TooManySkippedSteps) as error:
         report(error)
         return 2 if isinstance(error, ConfigError) else 1
+    except RuntimeError as error:
+        # torch tells of a worker's death by a signal handler, wherever the run is then.
+        if trainer is None or not str(error).startswith("DataLoader worker"):
+            raise
+        report(trainer.dataloader.failure(error))
+        return 1
     finally:
         if trainer is not None:
             trainer.close()

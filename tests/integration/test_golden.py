@@ -1,4 +1,4 @@
-"""The first 50 losses of debug.toml against stored ones: what changes the numbers has to say so.
+"""The first 50 losses of a small run against stored ones: what changes the numbers has to say so.
 
 After a change that is meant to move the curve: `./run_tests.sh -k golden --update-golden`, look at
 the difference, commit it with the reason.
@@ -48,10 +48,10 @@ def run(argv: list[str], root: str) -> None:
         gc.enable()
 
 
-def test_golden_curve_of_debug(rank_pool, small_corpus: Path, tmp_path: Path, request):
+def test_golden_curve(rank_pool, small_corpus: Path, tmp_path: Path, request):
     write_tokens(tmp_path / "data")
     arguments = [
-        "--job.config_file", "train_configs/debug.toml",
+        "--job.config_file", "tests/plain.toml",
         "--job.dump_folder", str(tmp_path / "run"),
         "--training.dataset", "prepared",
         "--training.dataset_path", str(tmp_path / "data"),

@@ -60,7 +60,7 @@ def test_it_trains_from_another_directory_and_goes_on_there(tmp_path: Path, smal
         n_layers = 1
         [training]
         dataset = "prepared"
-        dataset_path = "{small_corpus}"
+        dataset_path = "{small_corpus}/english"
         seq_len = 16
         local_batch_size = 1
         steps = 2

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 
 
 def load_manifest(folder: str | Path) -> dict[str, Any]:

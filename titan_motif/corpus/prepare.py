@@ -1,4 +1,4 @@
-"""From documents to a folder that a run reads: tokenizer, two splits, manifest."""
+"""From documents to a folder that a run reads: tokenizer, two splits of each group, manifest."""
 
 import hashlib
 import json
@@ -14,6 +14,11 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
+from titan_motif.components.curriculum.tokenizer import (
+    END_OF_TEXT,
+    save_tokenizer,
+    train_tokenizer,
+)
 from titan_motif.corpus import code, english, mathematics
 from titan_motif.corpus.manifest import (
     FORMAT,
@@ -22,7 +27,6 @@ from titan_motif.corpus.manifest import (
     has_manifest,
     load_manifest,
 )
-from titan_motif.corpus.tokenizer import END_OF_TEXT, save_tokenizer, train_tokenizer
 
 GROUPS = ("english", "code", "mathematics")
 SHARES = (0.35, 0.40, 0.25)
@@ -87,7 +91,17 @@ def _write(folder: Path, settings: dict[str, Any]) -> None:
     tokenizer = train_tokenizer(texts, vocab_size)
     save_tokenizer(tokenizer, folder / "tokenizer")
     _say(begin, f"trained a tokenizer of {vocab_size} entries")
-    counts = {name: write_split(docs, tokenizer, folder / name) for name, docs in splits.items()}
+    counts = {
+        name: {
+            group: write_split(
+                [text for number, text in documents if number == index],
+                tokenizer,
+                folder / group / name,
+            )
+            for index, group in enumerate(GROUPS)
+        }
+        for name, documents in splits.items()
+    }
     for name, groups in counts.items():
         tokens = ", ".join(f"{group} {count['tokens']:,}" for group, count in groups.items())
         _say(begin, f"{name}: tokens of {tokens}")
@@ -157,28 +171,20 @@ def split_documents(documents: Iterable[Document], seed: int) -> dict[str, list[
     return splits
 
 
-def write_split(
-    documents: list[Document], tokenizer: Tokenizer, folder: Path
-) -> dict[str, dict[str, int]]:
-    """Write a split's tokens, each document's end and group; return the counts by group."""
+def write_split(documents: list[str], tokenizer: Tokenizer, folder: Path) -> dict[str, int]:
+    """Write a split's tokens and each document's end; return the counts."""
     folder.mkdir(parents=True)
     end = tokenizer.token_to_id(END_OF_TEXT)
     dtype = np.uint16 if tokenizer.get_vocab_size() <= 2**16 else np.uint32
-    pieces, counts = (
-        [],
-        {name: dict.fromkeys(("documents", "tokens", "bytes"), 0) for name in GROUPS},
-    )
-    encodings = tokenizer.encode_batch_fast([text for _, text in documents])
-    for (group, text), encoding in zip(documents, encodings, strict=True):
-        pieces.append(np.array([*encoding.ids, end], dtype=dtype))
-        count = counts[GROUPS[group]]
-        count["documents"] += 1
-        count["tokens"] += len(pieces[-1])
-        count["bytes"] += len(text.encode())
+    encodings = tokenizer.encode_batch_fast(documents)
+    pieces = [np.array([*encoding.ids, end], dtype=dtype) for encoding in encodings]
     np.save(folder / "tokens.npy", np.concatenate(pieces))
     np.save(folder / "document_offsets.npy", np.cumsum([0, *map(len, pieces)], dtype=np.int64))
-    np.save(folder / "document_groups.npy", np.array([g for g, _ in documents], dtype=np.uint8))
-    return counts
+    return {
+        "documents": len(documents),
+        "tokens": sum(map(len, pieces)),
+        "bytes": sum(len(text.encode()) for text in documents),
+    }
 
 
 def _say(begin: float, text: str) -> None:

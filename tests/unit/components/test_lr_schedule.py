@@ -46,7 +46,9 @@ def test_with_a_constant_batch_every_step_has_torchtitans_learning_rate(name: st
     steps, section = 40, SECTIONS[name]
     theirs, ours = optimizers(), optimizers()
     stock = build_lr_schedulers(theirs, section, steps)
-    schedule = build_schedule(training_steps=steps, step_tokens=BATCH, **asdict(section))
+    schedule = build_schedule(
+        training_steps=steps, tokens_at=lambda n: n * BATCH, **asdict(section)
+    )
     scheduler = TokenScheduler(ours, schedule, BATCH)
     seen = set()
     for step in range(steps + 1):  # the last one is never done
@@ -100,8 +102,16 @@ def test_a_step_has_the_largest_factor_on_its_way():
     assert WarmupStableDecay(0, 200, 200).factor(50, 80) == 0.75
 
 
+def test_steps_of_a_growing_batch_stand_for_their_own_tokens():
+    schedule = build_schedule(
+        training_steps=10, tokens_at=lambda n: n * n, warmup_steps=3, decay_ratio=0.4
+    )
+    assert schedule == WarmupStableDecay(9, 100 - 36, 100)
+
+
 def test_tokens_take_the_place_of_steps(caplog):
-    settings = {"training_steps": 100, "step_tokens": 10, "warmup_steps": 20, "decay_ratio": 0.3}
+    settings = {"training_steps": 100, "warmup_steps": 20, "decay_ratio": 0.3}
+    settings |= {"tokens_at": lambda steps: 10 * steps}
     assert build_schedule(**settings) == WarmupStableDecay(200, 300, 1000)
     given = build_schedule(**settings, warmup_tokens=55, decay_tokens=444)
     assert given == WarmupStableDecay(55, 444, 1000)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tomli
 import torch
 
 import titan_motif.device  # noqa: F401
@@ -14,7 +15,7 @@ from titan_motif.config_loading import ConfigError, load_config
 from titan_motif.model import Motif2Model
 
 ROOT = Path(__file__).resolve().parents[3]
-DEBUG = "train_configs/debug.toml"
+DEBUG = "tests/plain.toml"
 
 
 def prepared(folder: Path, tokens: np.ndarray, validation: np.ndarray | None = None) -> list[str]:
@@ -37,6 +38,10 @@ def _at_the_root(monkeypatch):
 )
 def test_every_config_loads_and_builds_on_meta(file: Path, tmp_path: Path):
     there = [] if file.stem == "debug" else prepared(tmp_path, np.zeros(4097, np.uint32))
+    for source in tomli.loads(file.read_text()).get("curriculum", {}).get("sources", ()):
+        for split in ("train", "validation"):
+            (tmp_path / source["path"] / split).mkdir(parents=True)
+            np.save(tmp_path / source["path"] / split / "tokens.npy", np.zeros(16_385, np.uint32))
     config = load_config(["--job.config_file", str(file), *there], world_size=2)
     with torch.device("meta"):
         model = Motif2Model(model_args(config))
@@ -172,14 +177,19 @@ def test_a_rank_finds_the_mistake_before_it_looks_for_the_others(capsys, monkeyp
 
 # tokens of train, of validation, what is found, what is allowed
 BAD_TOKENS = {
-    "too few": (np.zeros(128, np.uint16), None, "train/tokens.npy: 128 tokens", "needs 129"),
+    "too few": (
+        np.zeros(128, np.uint16),
+        None,
+        "train/tokens.npy: 128 tokens",
+        "at least 129 are needed",
+    ),
     "too few held out": (
         np.zeros(129, np.uint16),
         np.zeros(9, np.uint16),
         "validation/tokens.npy: 9 tokens",
-        "needs 129",
+        "at least 129 are needed",
     ),
-    "none": (np.zeros(0, np.uint16), None, "train/tokens.npy: 0 tokens", "needs 129"),
+    "none": (np.zeros(0, np.uint16), None, "train/tokens.npy: 0 tokens", "at least 129 are needed"),
     "a matrix": (np.zeros((9, 129), np.uint16), None, "2-D of uint16", "1-D array of integers"),
     "fractions": (np.zeros(999, np.float32), None, "1-D of float32", "1-D array of integers"),
     "objects": (np.array([{}] * 999), None, "cannot be read as an array", "tokens.npy"),
@@ -364,8 +374,8 @@ def test_an_integer_serves_where_a_number_is_needed():
 )
 def test_the_schedule_knows_the_tokens_of_a_step(arguments: list[str], tokens: int):
     config = load_config(["--job.config_file", DEBUG, *arguments], world_size=4)
-    assert config.lr_scheduler.step_tokens == tokens
-    assert "lr_scheduler.step_tokens" not in all_keys()
+    assert config.lr_scheduler.plan.step(0).tokens == tokens
+    assert "lr_scheduler.plan" not in all_keys()
 
 
 def test_the_tokenizer_is_the_datas_own_unless_another_is_named(tmp_path: Path):

@@ -35,6 +35,7 @@ SERVED = {
     "training": "dataset dataset_path builtin_vocab_size local_batch_size global_batch_size "
     "seq_len max_norm steps enable_cpu_offload dtype mixed_precision_param "
     "mixed_precision_reduce mask_documents restart_positions gc_freq gc_debug",
+    "curriculum": "enable sources phases total_tokens local_batch_tokens batch_multiple caps",
     "training.dataloader": "num_workers pin_memory prefetch_factor",
     "parallelism": "data_parallel_replicate_degree data_parallel_shard_degree "
     "fsdp_reshard_after_forward tensor_parallel_degree",

@@ -38,7 +38,7 @@ def test_preparing_again_does_nothing_and_other_settings_do(small_corpus: Path, 
 def test_damage_is_named_and_repaired(tmp_path: Path):
     folder = tmp_path / "c"
     prepare(folder, vocab_size=400, megabytes=0.2)
-    tokens = folder / "train" / "tokens.npy"
+    tokens = folder / "code" / "train" / "tokens.npy"
     whole = tokens.read_bytes()
     tokens.write_bytes(whole[:-10])
     with pytest.raises(ValueError, match=rf"tokens.npy: {len(whole) - 10} bytes long") as caught:
@@ -71,7 +71,7 @@ def test_an_empty_folder_is_filled_and_nothing_is_left_beside_it(tmp_path: Path)
     (tmp_path / "c").mkdir()
     assert prepare(tmp_path / "c", vocab_size=400, megabytes=0.2)
     assert [path.name for path in tmp_path.iterdir()] == ["c"]
-    assert (tmp_path / "c").stat().st_mode == (tmp_path / "c" / "train").stat().st_mode
+    assert (tmp_path / "c").stat().st_mode == (tmp_path / "c" / "code").stat().st_mode
 
 
 def test_several_processes_can_prepare_one_folder_at_once(tmp_path: Path):
@@ -123,45 +123,20 @@ def test_splits_are_disjoint_and_equally_mixed():
     assert set(split_documents(documents, seed=1)["validation"]) == held_out
 
 
-def test_tokens_decode_to_the_documents(small_corpus: Path):
+@pytest.mark.parametrize("group", ["english", "code", "mathematics"])
+def test_tokens_decode_to_the_documents(small_corpus: Path, group: str):
     tokenizer = Tokenizer.from_file(str(small_corpus / "tokenizer" / "tokenizer.json"))
-    tokens = np.load(small_corpus / "train" / "tokens.npy")
-    offsets = np.load(small_corpus / "train" / "document_offsets.npy")
-    counts = json.loads((small_corpus / "manifest.json").read_text())["splits"]["train"]
+    folder = small_corpus / group / "train"
+    tokens, offsets = np.load(folder / "tokens.npy"), np.load(folder / "document_offsets.npy")
+    counts = json.loads((small_corpus / "manifest.json").read_text())["splits"]["train"][group]
     assert tokens.dtype == np.uint16
-    assert offsets[-1] == len(tokens) == sum(count["tokens"] for count in counts.values())
+    assert offsets[-1] == len(tokens) == counts["tokens"]
+    assert len(offsets) - 1 == counts["documents"]
     text = tokenizer.decode(tokens[: offsets[1] - 1].tolist())
     assert tokenizer.encode(text).ids == tokens[: offsets[1] - 1].tolist()
+    assert ("Question: " in text) == (group == "mathematics")
     ends = tokens[offsets[1:] - 1]
     assert set(ends.tolist()) == {tokenizer.token_to_id("<|endoftext|>")}
-
-
-def test_tokenizer_keeps_any_text_and_counts_its_bytes(small_corpus: Path):
-    tokenizer = Tokenizer.from_file(str(small_corpus / "tokenizer" / "tokenizer.json"))
-    token_bytes = np.load(small_corpus / "tokenizer" / "token_bytes.npy")
-    for text in (
-        "plain",
-        "naïve café 한국어 🙂",
-        "\ttabs\r\n  spaces ",
-        "def f(x):\n    return x\n",
-    ):
-        ids = tokenizer.encode(text).ids
-        assert tokenizer.decode(ids) == text
-        assert token_bytes[ids].sum() == len(text.encode())
-
-
-def test_tokenizer_loads_in_transformers_and_torchtitan(small_corpus: Path):
-    import titan_motif.device  # noqa: F401
-
-    # isort: split
-    from torchtitan.components.tokenizer import HuggingFaceTokenizer
-    from transformers import AutoTokenizer
-
-    theirs = AutoTokenizer.from_pretrained(str(small_corpus / "tokenizer"))
-    ours = HuggingFaceTokenizer(str(small_corpus / "tokenizer"))
-    text = "Question: What is 2 + 2?<|endoftext|>"
-    assert theirs.encode(text) == ours.encode(text)
-    assert ours.eos_id == theirs.eos_token_id == ours.encode(text)[-1]
 
 
 def test_mathematics_is_true_and_never_repeats():

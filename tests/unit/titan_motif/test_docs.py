@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tomli
 
 import titan_motif.device  # noqa: F401
 
@@ -66,9 +67,11 @@ def test_every_documented_start_is_of_a_job_that_can_run(line: str, tmp_path, mo
     file = variables.get("CONFIG_FILE", "train_configs/debug.toml")
     arguments = ["--job.config_file", file, *words[launcher + 1 :]]
     if "debug" not in file and "builtin" not in arguments:  # data that a reader brings along
-        for split in ("train", "validation"):
-            (tmp_path / split).mkdir()
-            np.save(tmp_path / split / "tokens.npy", np.zeros(5000, np.uint32))
+        sources = tomli.loads((ROOT / file).read_text()).get("curriculum", {}).get("sources")
+        for folder in [source["path"] for source in sources or ({"path": "."},)]:
+            for split in ("train", "validation"):
+                (tmp_path / folder / split).mkdir(parents=True)
+                np.save(tmp_path / folder / split / "tokens.npy", np.zeros(16_385, np.uint32))
         (tmp_path / "tokenizer.json").touch()
         arguments += ["--training.dataset_path", str(tmp_path)]
         arguments += ["--model.hf_assets_path", str(tmp_path)]

@@ -93,7 +93,7 @@ BAD_LAYOUTS = {
 def test_an_impossible_layout_is_answered_with_one_line(case: str, capsys, monkeypatch):
     world_size, arguments, found, allowed = BAD_LAYOUTS[case]
     monkeypatch.chdir(ROOT)
-    command = ["--world-size", str(world_size), "--job.config_file", "train_configs/debug.toml"]
+    command = ["--world-size", str(world_size), "--job.config_file", "tests/plain.toml"]
     assert check_config.main([*command, *arguments]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
@@ -116,7 +116,7 @@ def test_an_impossible_layout_is_answered_with_one_line(case: str, capsys, monke
 )
 def test_possible_layouts_pass(world_size: int, arguments: list[str], monkeypatch):
     monkeypatch.chdir(ROOT)
-    load_config(["--job.config_file", "train_configs/debug.toml", *arguments], world_size)
+    load_config(["--job.config_file", "tests/plain.toml", *arguments], world_size)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_possible_layouts_pass(world_size: int, arguments: list[str], monkeypatc
 )
 def test_ranks_share_the_global_batch(world_size, arguments, local, monkeypatch):
     monkeypatch.chdir(ROOT)
-    config = load_config(["--job.config_file", "train_configs/debug.toml", *arguments], world_size)
+    config = load_config(["--job.config_file", "tests/plain.toml", *arguments], world_size)
     assert config.training.local_batch_size == local
 
 
