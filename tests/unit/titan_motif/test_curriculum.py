@@ -1,6 +1,8 @@
 """The curriculum of a job: settings that are refused, what is implied, preview and trace."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -317,3 +319,17 @@ def test_a_model_compiles_once_for_every_length():
         tokens = torch.arange(2 * length).view(2, length) % 32
         assert torch.equal(model(tokens), plain(tokens))
     assert counter.frame_count == len(set(lengths))
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_source(tmp_path: Path):
+    figures = []
+    for tokens in (2_000_000, 100_000_000):
+        file = tmp_path / f"{tokens}.json"
+        command = [sys.executable, "-m", "titan_motif.cli", "bench", "loader", "--seconds", "20"]
+        command += ["--tokens", str(tokens), "--json", str(file)]
+        subprocess.run(command, check=True, cwd=ROOT)
+        figures.append(json.loads(file.read_text()))
+    small, large = figures
+    assert large["source_tokens"] == 50 * small["source_tokens"]
+    assert large["anonymous_mb"] == pytest.approx(small["anonymous_mb"], rel=0.05)
