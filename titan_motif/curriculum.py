@@ -84,6 +84,11 @@ class Curriculum:
     caps: tyro.conf.Fixed[dict[str, float]] = field(default_factory=dict)
     """Largest share that a group may have, in every 1024 sequences."""
 
+    def __post_init__(self) -> None:
+        # torchtitan's own entry hands over what TOML has: tables.
+        self.sources = [SourceSettings(**s) if isinstance(s, dict) else s for s in self.sources]
+        self.phases = [PhaseSettings(**p) if isinstance(p, dict) else p for p in self.phases]
+
 
 class Source(NamedTuple):
     """A source of a run."""
@@ -189,8 +194,10 @@ def build_loader(
 ) -> CurriculumLoader:
     """Build the loader of one data-parallel rank of a job that `resolve` has settled.
 
-    Raises: ValueError if a source has no tokens
+    Raises: ValueError for a curriculum that cannot be planned, or a source without tokens
     """
+    for key, message in check_curriculum(config):  # nothing has, under torchtitan's own entry
+        raise ValueError(f"{key} {message}")
     plan, training, seed = config.lr_scheduler.plan, config.training, config.debug.seed or 0
     assert plan is not None
     sources = sources_of(config)

@@ -9,7 +9,7 @@ import torch
 
 import titan_motif.device  # noqa: F401
 from titan_motif import check_config
-from titan_motif.config import all_keys
+from titan_motif.config import all_keys, resolve
 from titan_motif.config_checks import model_args
 from titan_motif.config_loading import ConfigError, load_config
 from titan_motif.model import Motif2Model
@@ -413,3 +413,9 @@ def test_torchtitans_own_config_manager_accepts_ours():
     assert config.model.flavor == "debug"
     assert config.summary.sample_tokens == 48
     assert config.training.builtin_vocab_size == 1024
+    arguments[1] = "--job.config_file=train_configs/debug.toml"
+    config = ConfigManager().parse_args(arguments)
+    resolve(config, 2)
+    assert config.training.steps == 385
+    groups = ["english", "code", "mathematics"]
+    assert [source.name for source in config.curriculum.sources] == groups
