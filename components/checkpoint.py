@@ -220,8 +220,9 @@ class CompleteStepCheckpointManager(CheckpointManager):
         for failure in failures:
             if isinstance(failure, DifferentDataError):
                 raise DifferentDataError(
-                    f"{path}: {failure}. Set debug.seed, training.seq_len and "
-                    f"training.dataset_path as they were; or read the data from its beginning with "
+                    f"{path}: {failure}. Set debug.seed, the data and their lengths "
+                    f"(training.seq_len, or the phases) as they were; or read the data from its "
+                    f"beginning with "
                     f'checkpoint.exclude_from_loading = ["{DATALOADER}"]; or begin another run in '
                     f"another job.dump_folder"
                 )

@@ -230,7 +230,12 @@ def check_curriculum(config: "JobConfig") -> Iterator[tuple[str, str]]:
         return
     yield from _check_sources(curriculum)
     if not curriculum.phases:
-        for name, default in (("total_tokens", -1), ("local_batch_tokens", -1), ("caps", {})):
+        for name, default in (
+            ("total_tokens", -1),
+            ("local_batch_tokens", -1),
+            ("batch_multiple", 1),
+            ("caps", {}),
+        ):
             value = getattr(curriculum, name)
             if value != default:
                 yield f"curriculum.{name}", f"is {value}; it needs curriculum.phases"
@@ -263,7 +268,7 @@ def _check_sources(curriculum: Curriculum) -> Iterator[tuple[str, str]]:
         if source.name in seen:
             yield f"{where}.name", f"is {source.name!r}; another source has that name"
         seen.add(source.name)
-        if source.weight != -1 and not source.weight > 0:
+        if source.weight != -1 and not 0 < source.weight < float("inf"):
             told = f"is {source.weight}; -1 (its tokens) or more than 0 is needed"
             yield f"{where}.weight", told
         same_group = [s.weight == -1 for s in curriculum.sources if s.group == source.group]
@@ -273,6 +278,9 @@ def _check_sources(curriculum: Curriculum) -> Iterator[tuple[str, str]]:
 
 
 def _check_phase_ends(curriculum: Curriculum) -> Iterator[tuple[str, str]]:
+    if curriculum.total_tokens != -1 and all(p.until_share == -1 for p in curriculum.phases):
+        told = f"is {curriculum.total_tokens}; it needs a phase with until_share"
+        yield "curriculum.total_tokens", told
     for i, phase in enumerate(curriculum.phases):
         where = f"curriculum.phases.{i + 1}"
         if (phase.until_tokens == -1) == (phase.until_share == -1):

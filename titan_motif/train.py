@@ -60,6 +60,8 @@ class MotifTrainer(torchtitan.train.Trainer):
         self.tokens_seen = 0
         """Tokens of all ranks since the beginning of the run."""
         self.seq_len = job_config.training.seq_len
+        self.step_tokens = 0
+        """Tokens of all ranks in the step under way."""
         self.phase: int | None = None
         self.metrics_processor.data_report = self._report_of_data
         if self.is_first_rank:
@@ -78,13 +80,15 @@ class MotifTrainer(torchtitan.train.Trainer):
 
     def _count_without_filling(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         for inputs, labels in batches:
-            filling = int((labels == IGNORE_INDEX).sum())
-            self.ntokens_seen -= filling
-            self.metrics_processor.ntokens_since_last_log -= filling
+            self.ntokens_seen -= int((labels == IGNORE_INDEX).sum())
+            # Ranks have filling to different parts; what is told of the rate is one rank's.
+            share = self.step_tokens / self.batch_degree / self.gradient_accumulation_steps
+            self.metrics_processor.ntokens_since_last_log += share - labels.numel()
             yield inputs, labels
 
     def train_step(self, data_iterator) -> None:
         step = self._begin_data_step()
+        self.step_tokens = step.tokens
         self.lr_schedulers.begin_step(step.tokens)
         self.optimizers.monitor.begin_step(self.step)
         super().train_step(data_iterator)

@@ -76,18 +76,15 @@ class SequenceReader:
 
     def __init__(self, order: GlobalOrder, streams: Sequence[TokenStream]) -> None:
         self.order, self.streams = order, streams
-        self._index, self._block = -1, Block(*(np.empty(0, dtype=np.int64),) * 3)
-        self._next_cursors: np.ndarray | None = None
+        self._index, self._block = -1, Block(*(np.empty(0, dtype=np.int64),) * 4)
 
     def find(self, number: int) -> PackedSequence:
         """Return where the sequence of a number is read."""
         index, place = divmod(number, BLOCK)
         if index != self._index:
-            follows = index == self._index + 1 and self._next_cursors is not None
-            cursors = self._next_cursors if follows else self.order.cursors(index * BLOCK)
+            follows = index == self._index + 1 and self._index >= 0
+            cursors = self._block.after if follows else None
             self._index, self._block = index, self.order.block(index, cursors)
-            self._next_cursors = cursors.copy()
-            np.add.at(self._next_cursors, self._block.sources, self._block.lengths)
         block = self._block
         return PackedSequence(
             number, int(block.sources[place]), int(block.cursors[place]), int(block.lengths[place])
@@ -282,7 +279,7 @@ class CurriculumLoader(BaseDataLoader):
             figures[f"mixture/{group}"] = float(sum(mine) / (end - first))
             figures[f"mixture_planned/{group}"] = planned.get(group, 0.0)
         for stream, cursor in zip(self.streams, self.order.cursors(end), strict=True):
-            figures[f"epoch/{stream.name}"] = float(cursor / len(stream.file))
+            figures[f"epoch/{stream.name}"] = float(cursor / stream.epoch_tokens)
         return figures
 
     def state_dict(self) -> dict[str, Any]:
@@ -290,7 +287,7 @@ class CurriculumLoader(BaseDataLoader):
         cursors = self.order.cursors(self.next_sequence).tolist()
         # One text, since a job with other sources could not load a tree of other names.
         past = {
-            stream.name: {"tokens": len(stream.file), "cursor": cursor}
+            stream.name: {"content": stream.file.fingerprint(), "cursor": cursor}
             for stream, cursor in zip(self.streams, cursors, strict=True)
         }
         return {
@@ -318,10 +315,11 @@ class CurriculumLoader(BaseDataLoader):
         if step > self.plan.num_steps:  # nothing is left to read
             return
         past = json.loads(state_dict["sources"])
-        sizes = {stream.name: len(stream.file) for stream in self.streams}
+        files = {stream.name: stream.file for stream in self.streams}
         for name, then in past.items():
             if then["cursor"]:
-                self._check_same(f"tokens of {name}", then["tokens"], sizes.get(name, 0))
+                here = files[name].fingerprint() if name in files else "not there"
+                self._check_same(f"content of {name}", then["content"], here)
         if sequence != self.next_sequence:
             try:  # as where another number of ranks takes another batch
                 self.plan = self.plan.moved(step, sequence)
@@ -338,15 +336,15 @@ class CurriculumLoader(BaseDataLoader):
         end = int(self.plan.first_sequence[min(num_steps, self.plan.num_steps)])
         cursors = self.order.cursors(end)
         return {
-            stream.name: float(cursor / len(stream.file))
+            stream.name: float(cursor / stream.epoch_tokens)
             for stream, cursor in zip(self.streams, cursors, strict=True)
         }
 
     def _check_same(self, what: str, then: Any, here: Any) -> None:
         if then != here:
             raise ValueError(
-                f"the data loader's {what} is {here:,}; the checkpoint was made with {then:,}, and "
-                "its position means nothing in another order"
+                f"the data loader's {what} is {here}; the checkpoint was made with {then}, and its "
+                "position means nothing in another order"
             )
 
 
@@ -359,7 +357,7 @@ def describe_run(loader: CurriculumLoader, num_steps: int) -> list[str]:
     ):
         size = len(stream.file)
         lines.append(
-            f"data: {name:<{width}}  group {group}: {size:,} tokens, {round(epochs * size):,} to "
+            f"data: {name:<{width}}  group {group}: {size:,} tokens, {round(epochs * stream.epoch_tokens):,} to "
             f"be read, {epochs:.2f} epochs"
         )
     for index, begin in enumerate(loader.plan.phase_steps[:-1]):

@@ -6,7 +6,8 @@ rounded by one random number for the whole block (systematic sampling: all cumul
 u in [0, 1), rounded down), so that it is off by less than 1, for a source as for a group of
 neighbouring sources, is right on average, and sums up; a source without weight gets nothing. The
 counts are closed formulas, so that the position in every source is known after any number of
-blocks in a moment. Within a block each source's sequences are spread evenly, with jitter.
+blocks in a moment. Within a block each source's sequences are spread evenly, with jitter. A phase
+begins on a whole cell of each source (sources.py): no sequence is cut out of two.
 """
 
 from collections.abc import Sequence
@@ -52,6 +53,7 @@ class Block(NamedTuple):
     sources: np.ndarray  # (sequences,) which source
     lengths: np.ndarray  # (sequences,) tokens
     cursors: np.ndarray  # (sequences,) where in the source's endless stream of tokens
+    after: np.ndarray  # (sources,) where in every stream the next block begins
 
 
 class GlobalOrder:
@@ -67,6 +69,7 @@ class GlobalOrder:
         self.names = [name for name, _, _ in sources]
         self.groups = [group for _, group, _ in sources]
         self.num_sequences = int(plan.first_sequence[-1])
+        self.cell_tokens = plan.longest_sequence
         segments = plan.segments
         reaches = [*(segment.begin for segment in segments[1:]), _NEVER]
         self.mixtures = [
@@ -84,43 +87,59 @@ class GlobalOrder:
 
     def block(self, index: int, cursors: np.ndarray | None = None) -> Block:
         """Return a block; `cursors` are those at its beginning, if they are known."""
-        cursors = self.cursors(index * BLOCK) if cursors is None else cursors
-        pieces, lengths = [], []
+        after = self.cursors(index * BLOCK) if cursors is None else cursors
+        sources, lengths, positions = [], [], []
         for number, (mixture, counts) in enumerate(self._counts_of_block(index)):
-            pieces.append(self._spread(index, number, counts))
-            lengths.append(np.full(len(pieces[-1]), mixture.segment.seq_len))
-        sources, lengths = np.concatenate(pieces), np.concatenate(lengths)
-        positions = np.empty(len(sources), dtype=np.int64)
-        for source in np.unique(sources):
-            mine = sources == source
-            positions[mine] = cursors[source] + np.cumsum(lengths[mine]) - lengths[mine]
-        return Block(sources, lengths, positions)
+            after = self._entered(mixture, index, after)
+            found, length = self._spread(index, number, counts), mixture.segment.seq_len
+            where = np.empty(len(found), dtype=np.int64)
+            for source in np.unique(found):
+                mine = found == source
+                where[mine] = after[source] + length * np.arange(counts[source])
+            after = after + counts * length
+            sources.append(found)
+            lengths.append(np.full(len(found), length))
+            positions.append(where)
+        return Block(*map(np.concatenate, (sources, lengths, positions)), after)
 
     def cursors(self, sequence: int) -> np.ndarray:
-        """Return the tokens of every source that the sequences before this one take."""
+        """Return where in every source's stream the sequences before this one end."""
         whole = sequence // BLOCK
         tokens = np.zeros(len(self.names), dtype=np.int64)
         done = 0
         for mixture in self.mixtures:
-            begin, _, length = mixture.segment
-            # The blocks within the phase.
-            first, last = -(-begin // BLOCK), min(mixture.reach // BLOCK, whole)
+            # The blocks within the phase; those across an edge come one by one.
+            first, last = -(-mixture.segment.begin // BLOCK), min(mixture.reach // BLOCK, whole)
             for edge in range(done, min(first, whole)):
-                for part, counts in self._counts_of_block(edge):
-                    tokens += counts * part.segment.seq_len
+                tokens = self._after_block(edge, tokens)
+            if first < last:
+                tokens = self._entered(mixture, first, tokens)
             for chunk in range(first, last, _CHUNK):
                 indices = np.arange(chunk, min(chunk + _CHUNK, last))
                 expected = mixture.expected(indices * BLOCK, (indices + 1) * BLOCK)
-                tokens += _round(expected, BLOCK, self._random(indices)).sum(0) * length
+                counts = _round(expected, BLOCK, self._random(indices)).sum(0)
+                tokens = tokens + counts * mixture.segment.seq_len
             done = max(done, min(first, whole), last)
         for edge in range(done, whole):
-            for part, counts in self._counts_of_block(edge):
-                tokens += counts * part.segment.seq_len
+            tokens = self._after_block(edge, tokens)
         rest = sequence % BLOCK
         if rest:
             block = self.block(whole, tokens)
-            np.add.at(tokens, block.sources[:rest], block.lengths[:rest])
+            for source in np.unique(block.sources[:rest]):
+                last_one = np.flatnonzero(block.sources[:rest] == source)[-1]
+                tokens[source] = block.cursors[last_one] + block.lengths[last_one]
         return tokens
+
+    def _after_block(self, index: int, tokens: np.ndarray) -> np.ndarray:
+        for mixture, counts in self._counts_of_block(index):
+            tokens = self._entered(mixture, index, tokens) + counts * mixture.segment.seq_len
+        return tokens
+
+    def _entered(self, mixture: Mixture, index: int, tokens: np.ndarray) -> np.ndarray:
+        """Return positions moved on to whole cells where a phase begins in a block."""
+        if mixture.segment.begin < index * BLOCK:
+            return tokens
+        return -(-tokens // self.cell_tokens) * self.cell_tokens
 
     def counts(self, begin: int, end: int) -> np.ndarray:
         """Return how many sequences of each source lie between two numbers."""

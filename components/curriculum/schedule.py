@@ -80,6 +80,11 @@ class RunPlan:
         return int(self.tokens[-1])
 
     @property
+    def longest_sequence(self) -> int:
+        """Tokens of the longest sequence, which the others divide."""
+        return max(phase.seq_len for phase in self.phases)
+
+    @property
     def segments(self) -> list[Segment]:
         """The phases as ranges of sequences."""
         return [
@@ -196,13 +201,16 @@ def find_problems(
 ) -> list[Problem]:
     """Return everything that keeps phases from being planned over these groups of sources."""
     problems = []
-    before = 0
+    before, longest = 0, max((phase.seq_len for phase in phases), default=1)
     for i, phase in enumerate(phases):
         where = f"phases.{i + 1}"
         if phase.until_tokens <= before:
             told = f"is {phase.until_tokens:,}; phase {phase.name!r} begins at {before:,} tokens"
             problems.append(Problem(f"{where}.until_tokens", f"{told}: more is needed"))
         before = max(before, phase.until_tokens)
+        if phase.seq_len > 0 and longest % phase.seq_len:
+            told = f"is {phase.seq_len:,}; a divisor of the longest, {longest:,}, is needed"
+            problems.append(Problem(f"{where}.seq_len", told))
         problems += _size_problems(where, phase, batch_multiple)
         for name in ("weights_start", "weights_end"):
             problems += _weight_problems(f"{where}.{name}", getattr(phase, name), groups, caps)
@@ -245,7 +253,7 @@ def _weight_problems(
             problems.append(Problem(where, told))
         elif not weight >= 0:
             problems.append(Problem(where, f"gives {group!r} {weight}; at least 0 is needed"))
-        elif group in caps:
+        elif 0 < caps.get(group, 0.0) <= 1:
             # A block may hold a sequence more than the share says, but none over the cap.
             most = int(caps[group] * BLOCK) / BLOCK
             if weight > most:

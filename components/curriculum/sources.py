@@ -5,6 +5,7 @@ data were prepared `document_offsets.npy`, where each begins and the last ends. 
 memory: what is read is the operating system's to keep or to drop.
 """
 
+import hashlib
 import zlib
 from pathlib import Path
 from typing import NamedTuple
@@ -62,6 +63,13 @@ class TokenFile:
         windows = [self.tokens[begin : begin + length] for begin in begins]
         return min(int(w.min()) for w in windows), max(int(w.max()) for w in windows)
 
+    def fingerprint(self) -> str:
+        """Return a hash of the number of tokens and of 64 windows of them, spaced evenly."""
+        digest = hashlib.sha256(str(len(self.tokens)).encode())
+        for begin in np.linspace(0, max(len(self.tokens) - 1024, 0), 64, dtype=np.int64):
+            digest.update(self.tokens[begin : begin + 1024].astype("<i8").tobytes())
+        return digest.hexdigest()[:16]
+
 
 class DocumentPiece(NamedTuple):
     """A stretch of a document that a sequence holds."""
@@ -78,14 +86,22 @@ class TokenStream:
     """A split read over and over, from any position at once.
 
     Every epoch takes the file in cells of `cell_tokens`, the longest sequence of the run, in an
-    order drawn from (seed, name, epoch): neighbours in a batch come from different documents. What
-    is left at the file's end, less than a cell, ends the epoch. The order is a permutation that is
-    computed, not stored: memory does not grow with the file.
+    order drawn from (seed, name, epoch): neighbours in a batch come from different documents, and a
+    sequence that lies within a cell is a stretch of the file. Less than a cell is left out, now at
+    the file's beginning, now at its end. The order is a permutation that is computed, not stored:
+    memory does not grow with the file.
+
+    Raises: ValueError if the file holds no cell
     """
 
     def __init__(self, file: TokenFile, name: str, seed: int, cell_tokens: int) -> None:
         self.file, self.name, self.cell_tokens = file, name, cell_tokens
         self.num_cells = len(file) // cell_tokens
+        self.epoch_tokens = self.num_cells * cell_tokens
+        if self.num_cells == 0:
+            raise ValueError(
+                f"{file.path}: {len(file)} tokens; the longest sequence needs {cell_tokens}"
+            )
         self._key = (seed << 32) ^ zlib.crc32(name.encode())
 
     def read(self, position: int, num_tokens: int) -> tuple[np.ndarray, np.ndarray]:
@@ -128,15 +144,12 @@ class TokenStream:
         """Return (epoch, where in the file, tokens) of each stretch that lies together."""
         pieces = []
         while num_tokens > 0:
-            epoch, offset = divmod(position, len(self.file))
+            epoch, offset = divmod(position, self.epoch_tokens)
             cell, within = divmod(offset, self.cell_tokens)
-            if cell < self.num_cells:
-                key = _mix(self._key ^ _mix(epoch))
-                begin = permuted(cell, self.num_cells, key) * self.cell_tokens + within
-                left = self.cell_tokens - within
-            else:
-                begin, left = offset, len(self.file) - offset
-            taken = min(left, num_tokens)
+            key = _mix(self._key ^ _mix(epoch))
+            left_out = key % (len(self.file) - self.epoch_tokens + 1)
+            begin = left_out + permuted(cell, self.num_cells, key) * self.cell_tokens + within
+            taken = min(self.cell_tokens - within, num_tokens)
             pieces.append((epoch, begin, taken))
             position, num_tokens = position + taken, num_tokens - taken
         return pieces

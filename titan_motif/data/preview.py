@@ -118,7 +118,7 @@ def _epochs(config: JobConfig, ranks: int) -> Table | None:
         table.add_column(heading, justify="right")
     epochs = loader.epochs(config.training.steps)
     for stream, group in zip(loader.streams, loader.order.groups, strict=True):
-        read = epochs[stream.name] * len(stream.file)
+        read = epochs[stream.name] * stream.epoch_tokens
         figures = f"{len(stream.file):,}", f"{read:,.0f}", f"{epochs[stream.name]:.2f}"
         table.add_row(stream.name, group, *figures)
     return table

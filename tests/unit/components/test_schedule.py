@@ -93,6 +93,11 @@ WRONG = {
         "is 4,000; phase 'second' begins at 4,000 tokens: more is needed",
     ),
     "seq_len": ([replace(FIRST, seq_len=0)], "phases.1.seq_len", "is 0; at least 1 is needed"),
+    "a length that cells cannot be cut into": (
+        [FIRST, replace(SECOND, seq_len=25)],
+        "phases.1.seq_len",
+        "is 10; a divisor of the longest, 25, is needed",
+    ),
     "batch": (
         [replace(FIRST, batch_tokens=104)],
         "phases.1.global_batch_tokens",
@@ -144,6 +149,9 @@ def test_caps_are_checked_and_hold_in_whole_sequences():
     assert (field, message) == ("caps", "names 'c'; the groups are a, b")
     ((_, message),) = find_problems([SECOND], GROUPS, {"b": 1.5})
     assert message == "gives 'b' 1.5; above 0 to 1 is allowed"
+    for cap in (float("nan"), float("inf")):
+        ((_, message),) = find_problems([SECOND], GROUPS, {"b": cap})
+        assert message == f"gives 'b' {cap}; above 0 to 1 is allowed"
     # 10% of 1024 are 102.4 sequences: a share of 0.1 would give 103 now and then.
     tenth = replace(SECOND, weights_start={"a": 0.9, "b": 0.1}, weights_end={"a": 0.9, "b": 0.1})
     (problem, _) = find_problems([tenth], GROUPS, {"b": 0.1})

@@ -30,18 +30,23 @@ def test_a_permutation_reaches_everything_once(size: int):
         assert np.mean(np.abs(np.diff(found))) > size / 5  # neighbours are torn apart
 
 
-@pytest.mark.parametrize("cell_tokens", [1, 16, 10_000])
-def test_every_epoch_reads_each_token_once_in_an_order_of_its_own(folder: Path, cell_tokens: int):
+@pytest.mark.parametrize("cell_tokens", [1, 16, 500])
+def test_every_epoch_reads_whole_cells_once_in_an_order_of_its_own(folder: Path, cell_tokens: int):
     file = TokenFile(folder)
-    stream, size = TokenStream(file, "a", 3, cell_tokens), len(file)
-    tokens, labels = stream.read(0, 3 * size)
-    assert (labels == (tokens + 1) % size).all()  # the next in the file, wherever it lies
-    epochs = tokens.reshape(3, size)
-    assert (np.sort(epochs) == np.arange(size)).all()
-    is_shuffled = cell_tokens < size
-    assert ((epochs[0] != epochs[1]).mean() > 0.9) == is_shuffled
+    stream, size = TokenStream(file, "a", 3, cell_tokens), len(file) // cell_tokens * cell_tokens
+    tokens, labels = stream.read(0, 20 * size)
+    assert (labels == (tokens + 1) % len(file)).all()  # the next in the file, wherever it lies
+    cells = tokens.reshape(-1, cell_tokens)
+    assert (np.diff(cells, axis=1) == 1).all()  # a cell is a stretch of the file
+    epochs = tokens.reshape(20, size)
+    for epoch in epochs:
+        begin = epoch.min()
+        assert (np.sort(epoch) == begin + np.arange(size)).all()
+    # What an epoch leaves out, another one reads.
+    assert len(set(tokens.tolist())) >= size + 0.7 * (len(file) - size)
+    assert (epochs[0] != epochs[1]).mean() > 0.9
     for other in (TokenStream(file, "b", 3, cell_tokens), TokenStream(file, "a", 4, cell_tokens)):
-        assert ((other.read(0, size)[0] != epochs[0]).mean() > 0.9) == is_shuffled
+        assert (other.read(0, size)[0] != epochs[0]).mean() > 0.9
     random = np.random.default_rng(1)
     for position, count in zip(
         random.integers(0, 2 * size, 50), random.integers(1, size, 50), strict=True
@@ -50,9 +55,24 @@ def test_every_epoch_reads_each_token_once_in_an_order_of_its_own(folder: Path, 
         assert (found == tokens[position : position + count]).all()
 
 
+def test_a_file_shorter_than_a_sequence_is_refused(folder: Path):
+    with pytest.raises(
+        ValueError, match=r"tokens.npy: \d+ tokens; the longest sequence needs 9999"
+    ):
+        TokenStream(TokenFile(folder), "a", 3, 9999)
+
+
+def test_a_files_fingerprint_changes_with_its_content(folder: Path):
+    before = TokenFile(folder).fingerprint()
+    assert before == TokenFile(folder).fingerprint()
+    tokens = np.load(folder / "tokens.npy")
+    np.save(folder / "tokens.npy", tokens[::-1].copy())
+    assert TokenFile(folder).fingerprint() != before
+
+
 def test_documents_tell_where_every_token_comes_from(folder: Path):
     file = TokenFile(folder)
-    stream, size = TokenStream(file, "a", 3, 16), len(file)
+    stream, size = TokenStream(file, "a", 3, 16), len(file) // 16 * 16
     for position in range(0, 2 * size, 7):
         tokens, _ = stream.read(position, 33)
         pieces = stream.documents(position, 33)
