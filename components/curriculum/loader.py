@@ -355,10 +355,10 @@ def describe_run(loader: CurriculumLoader, num_steps: int) -> list[str]:
     for stream, group, (name, epochs) in zip(
         loader.streams, loader.order.groups, loader.epochs(num_steps).items(), strict=True
     ):
-        size = len(stream.file)
+        read = round(epochs * stream.epoch_tokens)
         lines.append(
-            f"data: {name:<{width}}  group {group}: {size:,} tokens, {round(epochs * stream.epoch_tokens):,} to "
-            f"be read, {epochs:.2f} epochs"
+            f"data: {name:<{width}}  group {group}: {len(stream.file):,} tokens, {read:,} to be read, "
+            f"{epochs:.2f} epochs"
         )
     for index, begin in enumerate(loader.plan.phase_steps[:-1]):
         lines.append(f"data: phase {describe_step(loader, begin)}")
