@@ -357,8 +357,8 @@ def describe_run(loader: CurriculumLoader, num_steps: int) -> list[str]:
     ):
         read = round(epochs * stream.epoch_tokens)
         lines.append(
-            f"data: {name:<{width}}  group {group}: {len(stream.file):,} tokens, {read:,} to be read, "
-            f"{epochs:.2f} epochs"
+            f"data: {name:<{width}}  group {group}: {len(stream.file):,} tokens, {read:,} to be "
+            f"read, {epochs:.2f} epochs"
         )
     for index, begin in enumerate(loader.plan.phase_steps[:-1]):
         lines.append(f"data: phase {describe_step(loader, begin)}")
