@@ -25,7 +25,7 @@ def write_manifest(folder: str | Path, content: dict[str, Any]) -> dict[str, Any
     To be called last: a folder with a manifest is complete.
     """
     folder = Path(folder)
-    manifest = {"format": FORMAT, **content, "files": _describe_files(folder)}
+    manifest = {"format": FORMAT, **content, "files": describe_files(folder)}
     manifest["sha256"] = _own_hash(manifest)
     new = folder / f"{MANIFEST}.new"
     new.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
@@ -116,7 +116,8 @@ def _own_hash(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
-def _describe_files(folder: Path) -> dict[str, dict[str, Any]]:
+def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return size and SHA-256 of every file under a folder but its manifest, by relative name."""
     return {
         path.relative_to(folder).as_posix(): {
             "bytes": path.stat().st_size,

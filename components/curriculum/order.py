@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from titan_motif.components.curriculum.mixing import mix
 from titan_motif.components.curriculum.schedule import BLOCK, RunPlan, Segment
 
 _CHUNK = 1 << 14
@@ -83,7 +84,7 @@ class GlobalOrder:
             )
             for phase, segment, reach in zip(plan.phases, segments, reaches, strict=True)
         ]
-        self._key = _mix(np.uint64(seed) ^ np.uint64(0x5851F42D4C957F2D))
+        self._key = mix(seed ^ 0x5851F42D4C957F2D)
 
     def block(self, index: int, cursors: np.ndarray | None = None) -> Block:
         """Return a block; `cursors` are those at its beginning, if they are known."""
@@ -182,7 +183,7 @@ class GlobalOrder:
 
     def _random(self, indices: np.ndarray, stream: int = 0) -> np.ndarray:
         """Return a number in [0, 1) for each index, always the same."""
-        bits = _mix(_mix(indices.astype(np.uint64) + self._key) + np.uint64(stream))
+        bits = mix(mix(indices.astype(np.uint64) + np.uint64(self._key)) + np.uint64(stream))
         return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
@@ -197,12 +198,3 @@ def _round(expected: np.ndarray, total: int, u: np.ndarray | float) -> np.ndarra
     cumulative[..., -1] = total
     bounds = np.floor(cumulative + np.asarray(u)[..., None]).astype(np.int64)
     return np.diff(bounds, axis=-1, prepend=0)
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-    """Return SplitMix64 of 64-bit numbers (Steele, Lea, Flood 2014)."""
-    with np.errstate(over="ignore"):
-        x = x + np.uint64(0x9E3779B97F4A7C15)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-_64_BITS = (1 << 64) - 1
+from titan_motif.components.curriculum.mixing import mix
 
 
 class TokenFile:
@@ -146,7 +146,7 @@ class TokenStream:
         while num_tokens > 0:
             epoch, offset = divmod(position, self.epoch_tokens)
             cell, within = divmod(offset, self.cell_tokens)
-            key = _mix(self._key ^ _mix(epoch))
+            key = mix(self._key ^ mix(epoch))
             left_out = key % (len(self.file) - self.epoch_tokens + 1)
             begin = left_out + permuted(cell, self.num_cells, key) * self.cell_tokens + within
             taken = min(self.cell_tokens - within, num_tokens)
@@ -166,18 +166,10 @@ def permuted(index: int, size: int, key: int) -> int:
     while True:
         left, right = index >> half, index & mask
         for number in range(4):
-            left, right = right, left ^ (_mix(key + (number << 60) + right) & mask)
+            left, right = right, left ^ (mix(key + (number << 60) + right) & mask)
         index = left << half | right
         if index < size:
             return index
-
-
-def _mix(x: int) -> int:
-    """Return SplitMix64 of a number (Steele, Lea, Flood 2014)."""
-    x = (x + 0x9E3779B97F4A7C15) & _64_BITS
-    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & _64_BITS
-    x = (x ^ x >> 27) * 0x94D049BB133111EB & _64_BITS
-    return x ^ x >> 31
 
 
 def _load(path: Path) -> np.ndarray:

@@ -1,6 +1,5 @@
 """The manifest of a prepared corpus: its settings, its counts, and a hash of every file."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -41,15 +40,3 @@ def has_manifest(folder: str | Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(manifest, dict) and {"format", "settings", "files"} <= manifest.keys()
-
-
-def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return size and SHA-256 of every file under a folder, by its relative name."""
-    return {
-        path.relative_to(folder).as_posix(): {
-            "bytes": path.stat().st_size,
-            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        }
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
+from titan_motif.components.curriculum.manifest import describe_files
 from titan_motif.components.curriculum.tokenizer import (
     END_OF_TEXT,
     save_tokenizer,
@@ -23,7 +24,6 @@ from titan_motif.corpus import code, english, mathematics
 from titan_motif.corpus.manifest import (
     FORMAT,
     MANIFEST,
-    describe_files,
     has_manifest,
     load_manifest,
 )
