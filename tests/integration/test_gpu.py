@@ -21,7 +21,7 @@ pytestmark = [
 
 
 def train(small_corpus: Path, folder: Path, *more: str) -> str:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "1"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["-m", "titan_motif.train", "--job.config_file", "train_configs/debug.toml"]
     command += ["--training.dataset_path", str(small_corpus), "--job.dump_folder", str(folder)]
     command += ["--model.hf_assets_path", str(small_corpus / "tokenizer")]
