@@ -1,12 +1,14 @@
 """`titan-motif COMMAND`: one module for each command, imported when it is asked for.
 
 A command's module has `Options`, a dataclass whose docstrings are the help, and `main(options)`,
-which raises ValueError or OSError where the user is to be told something.
+which raises ValueError or OSError where the user is to be told something. The options `json` and
+`png` are files that it writes.
 """
 
 import importlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import tyro
 
@@ -52,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rest = arguments[len(name.split()) :]
     options = tyro.cli(module.Options, args=rest, prog=f"titan-motif {name}")
     try:
+        _check_outputs(options)
         module.main(options)
     except (ValueError, OSError, RuntimeError) as error:
         if is_debugging:
@@ -61,6 +64,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {kind}{first_line}", file=sys.stderr)
         return 1
     return 0
+
+
+def _check_outputs(options: Any) -> None:
+    """Raise ValueError, before any work, if a file that the command will write cannot be."""
+    for name in ("json", "png"):
+        file = getattr(options, name, None)
+        if file is None:
+            continue
+        if file.is_dir():
+            raise ValueError(f"--{name} is {file}; that is a folder, and a file is needed")
+        if not file.parent.is_dir():
+            raise ValueError(f"--{name} is {file}; the folder {file.parent} does not exist")
 
 
 def _command(arguments: list[str]) -> str | None:

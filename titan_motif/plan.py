@@ -82,8 +82,6 @@ def main(options: Options) -> None:
     )
     if not min(dataclasses.astuple(rates)) > 0:
         raise ValueError(f"rates are {dataclasses.astuple(rates)}; more than 0 is needed")
-    if options.json is not None and not options.json.parent.is_dir():
-        raise ValueError(f"--json is {options.json}; {options.json.parent} does not exist")
     numbers = _numbers(options)
     console = Console(stderr=True)
     bar = {"console": console, "transient": True, "disable": not console.is_terminal}

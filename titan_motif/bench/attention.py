@@ -210,8 +210,6 @@ def _heads(options: Options, device: str) -> Heads:
 
 
 def _cases(options: Options, device: str) -> list[Case]:
-    if options.json is not None and not options.json.parent.is_dir():
-        raise ValueError(f"--json is {options.json}; {options.json.parent} does not exist")
     default = (GPU_LENGTHS, 16384, 1000) if device == "cuda" else ((64,), 128, 20)
     lengths = options.lengths or default[0]
     tokens = default[1] if options.tokens is None else options.tokens

@@ -60,6 +60,10 @@ def main(options: Options) -> None:
     for name in ("tokens", "seq_len", "rows"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name} is {getattr(options, name)}; at least 1 is needed")
+    if options.workers < 0:
+        raise ValueError(f"--workers is {options.workers}; at least 0 is needed")
+    if not 0 < options.seconds < float("inf"):
+        raise ValueError(f"--seconds is {options.seconds}; more than 0 is needed")
     if options.source is not None:
         found = measure_loader(options.source, options)
     else:

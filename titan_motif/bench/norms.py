@@ -93,7 +93,7 @@ def compare(subjects: Sequence[Subject], options: NormOptions, gpu_shape: tuple[
     device = "cuda" if torch.cuda.is_available() else "cpu"
     default_tokens, default_width = gpu_shape if device == "cuda" else (64, 512)
     widths, tokens = options.widths or (default_width,), options.tokens or (default_tokens,)
-    _check(widths, tokens, options.json)
+    _check(widths, tokens)
     dtype, json_file = options.dtype, options.json
     copy = copy_gb_per_second(device)
     cases = [(s, w, t) for s in subjects for w in widths for t in tokens]
@@ -114,15 +114,13 @@ def compare(subjects: Sequence[Subject], options: NormOptions, gpu_shape: tuple[
         json_file.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def _check(widths: Sequence[int], tokens: Sequence[int], json_file: Path | None) -> None:
+def _check(widths: Sequence[int], tokens: Sequence[int]) -> None:
     """Raise ValueError for what would fail only after minutes."""
     for name, sizes in (("widths", widths), ("tokens", tokens)):
         if min(sizes) < 1:
             raise ValueError(f"--{name} has {min(sizes)}; positive numbers are needed")
     if max(widths) > MAX_COLUMNS:
         raise ValueError(f"--widths has {max(widths)}; at most {MAX_COLUMNS} is allowed")
-    if json_file is not None and not json_file.parent.is_dir():
-        raise ValueError(f"--json is {json_file}; the folder {json_file.parent} does not exist")
 
 
 def _measure(

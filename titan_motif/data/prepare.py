@@ -21,8 +21,6 @@ class Options(PrepareOptions):
 
 
 def main(options: Options) -> None:
-    if options.json is not None and not options.json.parent.is_dir():
-        raise ValueError(f"--json is {options.json}; {options.json.parent} does not exist")
     manifest = prepare_source(options)
     if options.json is not None:
         options.json.write_text(json.dumps(manifest, indent=1) + "\n")

@@ -217,7 +217,7 @@ def test_attention_benchmark_can_leave_documents_out_and_change_heads(tmp_path: 
         (["--packed", "-1"], "--packed is -1; 0 or more is needed"),
         (["--ratio", "0"], "--ratio is 0; a positive number is needed"),
         (["--flavor", "100m_standard"], "--flavor is '100m_standard'; one of debug, 100m_gda, "),
-        (["--json", "/nowhere/table.json"], "--json is /nowhere/table.json; /nowhere does not"),
+        (["--json", "/nowhere/table.json"], "--json is /nowhere/table.json; the folder /nowhere"),
     ],
 )
 def test_attention_benchmark_refuses_in_one_line(arguments: list[str], message: str, capsys):
