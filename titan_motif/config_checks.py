@@ -10,6 +10,7 @@ import torch
 from titan_motif.components.muon.routing import route
 from titan_motif.config import JobConfig, LRScheduler, Metrics, Muon, Optimizer, value_of
 from titan_motif.config_refusals import check_served
+from titan_motif.corpus.prepare import GROUPS as BUILTIN_GROUPS
 from titan_motif.curriculum import check_curriculum, check_source_files, has_phases
 from titan_motif.device import device_type
 from titan_motif.kernels import attention_problem
@@ -299,6 +300,14 @@ def _files(config: JobConfig) -> Iterator[Finding]:
                 f"is {assets!r}; the built-in corpus is written in the tokens of {str(own)!r}: "
                 "'auto' is that folder",
             )
+        for source in config.curriculum.sources if config.curriculum.enable else ():
+            folder = Path(config.training.dataset_path) / source.path
+            if source.path not in BUILTIN_GROUPS and not (folder / "train").is_dir():
+                yield (
+                    "curriculum.sources",
+                    f"has {source.name!r}; its path {source.path!r} is none of the built-in "
+                    f"corpus, which has {', '.join(BUILTIN_GROUPS)}",
+                )
     initial = config.checkpoint.initial_load_path
     if initial is not None and not Path(initial).is_dir():
         yield "checkpoint.initial_load_path", f"is {initial!r}; no such folder"

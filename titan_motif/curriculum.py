@@ -295,8 +295,9 @@ def _check_phase_ends(curriculum: Curriculum) -> Iterator[tuple[str, str]]:
 def check_source_files(config: "JobConfig", vocab_size: int) -> Iterator[tuple[str, str]]:
     """Yield what is wrong with the files of a job's sources.
 
-    Of ids a sample is looked at, of a manifest's files their sizes: hashing a large corpus at every
-    start would take longer than the start. `titan-motif data inspect --verify` reads all of it.
+    Of ids a sample and what the manifest says, of a manifest's files their sizes: hashing a large
+    corpus at every start would take longer than the start. `titan-motif data inspect --verify`
+    reads all of it.
     """
     needs_validation = config.validation.enable
     given = bool(config.curriculum.enable and config.curriculum.sources)
@@ -304,11 +305,12 @@ def check_source_files(config: "JobConfig", vocab_size: int) -> Iterator[tuple[s
         key = "curriculum.sources" if given else "training.dataset_path"
         told = f"has {source.name!r}; " if given else f"is {config.training.dataset_path!r}; "
         try:
-            _check_manifest(source.folder, config.model.hf_assets_path)
+            manifest = _check_manifest(source.folder, config.model.hf_assets_path)
             for split in ("train", "validation") if needs_validation else ("train",):
                 section = config.training if split == "train" else config.validation
                 file = TokenFile(source.folder / split, at_least=section.seq_len + 1)
                 least, largest = file.sampled_range()
+                largest = max(largest, manifest.get("largest_id", 0))
                 if least < 0 or largest >= vocab_size:
                     raise ValueError(
                         f"{split}/tokens.npy holds the ids {least} to {largest}, of which the "
@@ -318,6 +320,19 @@ def check_source_files(config: "JobConfig", vocab_size: int) -> Iterator[tuple[s
             yield key, f"{told}{error}"
 
 
-def _check_manifest(folder: Path, tokenizer: str) -> None:
-    if (folder / MANIFEST).is_file():  # tokens of one's own making have none
-        check_tokenizer(load_manifest(folder), Path(tokenizer))
+def sources_without_manifest(config: "JobConfig") -> list[str]:
+    """Return the sources that nothing but their own files tells of."""
+    if config.training.dataset == "builtin":  # checked as a whole, when it was prepared
+        return []
+    return [
+        source.name for source in sources_of(config) if not (source.folder / MANIFEST).is_file()
+    ]
+
+
+def _check_manifest(folder: Path, tokenizer: str) -> dict[str, Any]:
+    """Return a source's manifest, an empty one for tokens of one's own making, which have none."""
+    if not (folder / MANIFEST).is_file():
+        return {}
+    manifest = load_manifest(folder)
+    check_tokenizer(manifest, Path(tokenizer))
+    return manifest

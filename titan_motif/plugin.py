@@ -30,7 +30,7 @@ from titan_motif.components.lr_schedule import TokenScheduler, build_schedule
 from titan_motif.components.metrics import build_metrics
 from titan_motif.components.validation import SplitValidator, build_validator
 from titan_motif.config import LRScheduler, resolve
-from titan_motif.curriculum import build_loader, sources_of
+from titan_motif.curriculum import build_loader, sources_of, sources_without_manifest
 from titan_motif.model import FLAVORS, Motif2Model, Motif2ModelArgs, Motif2StateDictAdapter
 from titan_motif.optimizers import build_optimizers
 from titan_motif.parallelize import parallelize
@@ -73,6 +73,11 @@ def build_dataloader(
     )
     for line in describe_run(loader, training.steps):
         logger.info(line)
+    for name in sources_without_manifest(job_config):
+        logger.warning(
+            f"data: {name} has no manifest: whether its files are whole, and of this tokenizer, "
+            "cannot be told"
+        )
     return loader
 
 

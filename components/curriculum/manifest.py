@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from titan_motif.components.curriculum.tokenizer import end_of_text
+
 MANIFEST = "manifest.json"
 FORMAT = 2
 _KEYS = {"files", "splits", "tokenizer", "inputs", "sha256"}
@@ -101,6 +103,12 @@ def check_tokenizer(manifest: dict[str, Any], tokenizer_folder: str | Path) -> N
         raise ValueError(
             f"{Path(tokenizer_folder) / 'tokenizer.json'}: changed since preparation, or another "
             f"one: SHA-256 {found[:12]}...; the source was prepared with {needed[:12]}..."
+        )
+    found, needed = end_of_text(tokenizer_folder), manifest["tokenizer"]["end_of_text"]
+    if found != needed:
+        raise ValueError(
+            f"{Path(tokenizer_folder) / 'tokenizer_config.json'}: documents end with {found!r}; in "
+            f"the source they end with {needed!r}"
         )
 
 

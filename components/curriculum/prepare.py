@@ -3,6 +3,7 @@
 The work lies in OUTPUT.preparing/ (`work_folder.py`) until the whole is moved to OUTPUT.
 """
 
+import hashlib
 import json
 import os
 import platform
@@ -19,6 +20,8 @@ import tokenizers
 from titan_motif.components.curriculum.assemble import assemble
 from titan_motif.components.curriculum.manifest import (
     MANIFEST,
+    describe_files,
+    file_sha256,
     load_manifest,
     tokenizer_sha256,
     write_manifest,
@@ -88,11 +91,11 @@ def prepare_source(options: PrepareOptions, unit_bytes: int = UNIT_BYTES) -> dic
     tokenizer = load_tokenizer(options.tokenizer)
     inputs = find_inputs(options.inputs, options.format)
     description = _describe(options, inputs, tokenizer)
-    _ready_manifest(output, description)
+    _ready_manifest(output, description, inputs)
     units = plan_units(inputs, options.text_field, options.licence_field, unit_bytes)
     work = output.with_name(f"{output.name}.preparing")
     with locked(work):
-        manifest = _ready_manifest(output, description)
+        manifest = _ready_manifest(output, description, inputs)
         if manifest is not None:
             _say(f"{output} is there already, of the same inputs and options")
             shutil.rmtree(work)
@@ -111,6 +114,7 @@ def prepare_source(options: PrepareOptions, unit_bytes: int = UNIT_BYTES) -> dic
         for one in inputs:
             if not is_unchanged(one):
                 raise ValueError(f"{one.path}: changed while it was read; start again")
+        description["inputs"] = _hash_inputs(inputs)
         manifest = _write(work, results, options, description, tokenizer)
         os.rename(work / "new", output)
         shutil.rmtree(work)
@@ -135,7 +139,7 @@ def _check(options: PrepareOptions) -> None:
 def _describe(
     options: PrepareOptions, inputs: Sequence[Input], tokenizer: DocumentTokenizer
 ) -> dict[str, Any]:
-    """Return what decides the content of a source, as its manifest records it."""
+    """Return what decides the content of a source beside the inputs, as its manifest records it."""
     return {
         "tokenizer": {
             "sha256": tokenizer_sha256(options.tokenizer),
@@ -143,7 +147,6 @@ def _describe(
             "end_of_text": tokenizer.end_of_text,
             "end_id": tokenizer.end_id,
         },
-        "inputs": [{"path": one.path, "bytes": one.num_bytes} for one in inputs],
         "input_format": ", ".join(sorted({one.format for one in inputs})),
         "text_field": options.text_field,
         "licence_field": options.licence_field,
@@ -153,7 +156,26 @@ def _describe(
     }
 
 
-def _ready_manifest(output: Path, description: dict[str, Any]) -> dict[str, Any] | None:
+def _hash_inputs(inputs: Sequence[Input]) -> list[dict[str, Any]]:
+    """Return path, size and SHA-256 of every input; of a folder, of its files' hashes."""
+    described = []
+    total = sum(one.num_bytes for one in inputs)
+    with byte_progress("hashing the inputs", total) as advance:
+        for one in inputs:
+            path = Path(one.path)
+            if path.is_dir():
+                content = json.dumps(describe_files(path), sort_keys=True).encode()
+                found = hashlib.sha256(content).hexdigest()
+            else:
+                found = file_sha256(path)
+            described.append({"path": one.path, "bytes": one.num_bytes, "sha256": found})
+            advance(one.num_bytes)
+    return described
+
+
+def _ready_manifest(
+    output: Path, description: dict[str, Any], inputs: Sequence[Input]
+) -> dict[str, Any] | None:
     """Return the output's manifest if it is the source described, None if nothing is there yet.
 
     Raises: ValueError if something else is
@@ -164,6 +186,8 @@ def _ready_manifest(output: Path, description: dict[str, Any]) -> dict[str, Any]
         raise ValueError(f"{output}: holds something else, which is not replaced; name another")
     manifest = load_manifest(output)
     differing = [name for name, value in description.items() if manifest.get(name) != value]
+    if not differing and manifest["inputs"] != _hash_inputs(inputs):
+        differing = ["inputs"]
     if differing:
         raise ValueError(
             f"{output}: holds a source of other settings ({', '.join(differing)}), which is not "
@@ -281,6 +305,9 @@ def _summarise(manifest: dict[str, Any], output: Path, seconds: float) -> None:
         f"{manifest['duplicates']:,} duplicates {fate}, {manifest['empty']:,} empty documents and "
         f"{manifest['bad_lines']:,} bad lines left out"
     )
+    field = manifest["licence_field"]
+    if field and set(manifest["licences"]) == {"unknown"}:
+        _say(f"warning: no document has the licence field {field!r}; all licences are unknown")
     _say(f"{output} written in {seconds:.1f} s")
 
 

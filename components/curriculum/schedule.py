@@ -207,6 +207,11 @@ def find_problems(
         if phase.until_tokens <= before:
             told = f"is {phase.until_tokens:,}; phase {phase.name!r} begins at {before:,} tokens"
             problems.append(Problem(f"{where}.until_tokens", f"{told}: more is needed"))
+        elif phase.until_tokens - before < phase.batch_tokens:
+            told = f"is {phase.until_tokens:,}; phase {phase.name!r} has"
+            told = f"{told} {phase.until_tokens - before:,} tokens, less than its first batch"
+            message = f"{told} of {phase.batch_tokens:,}"
+            problems.append(Problem(f"{where}.until_tokens", message))
         before = max(before, phase.until_tokens)
         if phase.seq_len > 0 and longest % phase.seq_len:
             told = f"is {phase.seq_len:,}; a divisor of the longest, {longest:,}, is needed"

@@ -132,17 +132,21 @@ def load_tokenizer(folder: str | Path) -> DocumentTokenizer:
             f"{path}: the token {token!r} has the id {largest}, outside of its vocabulary of "
             f"{len(vocabulary)} entries; ids from 0 without a gap are needed"
         )
-    end_of_text = _end_of_text(path.with_name("tokenizer_config.json"))
-    if end_of_text not in vocabulary:
+    end = end_of_text(folder)
+    if end not in vocabulary:
         raise ValueError(
-            f"{path}: no end-of-text token: {end_of_text!r} is not in the vocabulary; name one of "
+            f"{path}: no end-of-text token: {end!r} is not in the vocabulary; name one of "
             'its tokens as "eos_token" in tokenizer_config.json'
         )
-    return DocumentTokenizer(tokenizer, len(vocabulary), end_of_text, vocabulary[end_of_text])
+    return DocumentTokenizer(tokenizer, len(vocabulary), end, vocabulary[end])
 
 
-def _end_of_text(config_file: Path) -> str:
-    """Return the eos_token of a tokenizer_config.json, ours where there is none."""
+def end_of_text(folder: str | Path) -> str:
+    """Return the eos_token of a folder's tokenizer_config.json, ours where there is none.
+
+    Raises: ValueError if the file is damaged
+    """
+    config_file = Path(folder) / "tokenizer_config.json"
     if not config_file.is_file():
         return END_OF_TEXT
     try:

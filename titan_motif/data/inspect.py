@@ -12,10 +12,12 @@ from rich.table import Table
 
 from titan_motif.components.curriculum.assemble import SPLITS
 from titan_motif.components.curriculum.manifest import (
+    MANIFEST,
     check_tokenizer,
     load_manifest,
     verify_files,
 )
+from titan_motif.components.curriculum.sources import TokenFile
 from titan_motif.components.curriculum.tokenizer import load_tokenizer
 
 SAMPLE_TOKENS = 200
@@ -45,16 +47,14 @@ class Options:
 def main(options: Options) -> None:
     if options.samples < 0:
         raise ValueError(f"--samples is {options.samples}; at least 0 is needed")
-    if options.json is not None and not options.json.parent.is_dir():
-        raise ValueError(f"--json is {options.json}; {options.json.parent} does not exist")
-    manifest = load_manifest(options.path)
-    if options.tokenizer is not None:
-        check_tokenizer(manifest, options.tokenizer)
+    manifest = _manifest(options)
     found = {
-        name: manifest["splits"][name] | {"document_tokens": _lengths(options.path / name)}
+        name: _counts(options.path / name, manifest)
         for name in SPLITS
+        if manifest or name == "train" or (options.path / name).is_dir()
     }
-    _print_counts(found, manifest)
+    _print_counts(found)
+    _print_manifest(manifest)
     samples = _samples(options)
     for sample in samples:
         print(f"\n--- document {sample['document']}, {sample['tokens']:,} tokens")
@@ -62,31 +62,70 @@ def main(options: Options) -> None:
     if options.json is not None:
         kept = ("licences", "duplicates", "deduplicated", "empty", "bad_lines", "tokenizer")
         content = {"path": str(options.path), "splits": found, "samples": samples}
-        content |= {name: manifest[name] for name in kept}
+        content |= {name: manifest[name] for name in kept if name in manifest}
         options.json.write_text(json.dumps(content, indent=1) + "\n")
     if options.verify:
         _verify(options.path, manifest)
 
 
-def _lengths(folder: Path) -> dict[str, float] | None:
-    """Return how many tokens the documents of a split have; None if it has no documents."""
-    lengths = np.diff(np.load(folder / "document_offsets.npy", mmap_mode="r"))
-    if not len(lengths):
+def _manifest(options: Options) -> dict[str, Any]:
+    """Return a source's manifest; an empty one for tokens that no preparation made.
+
+    Raises: ValueError if the folder is no source, or of another tokenizer
+    """
+    path = options.path
+    if not (path / "train" / "tokens.npy").is_file():
+        within = sorted(file.parts[-3] for file in path.glob("*/train/tokens.npy"))
+        if within:
+            told = f"{path}: a folder of the sources {', '.join(within)}; name one of them"
+            raise ValueError(f"{told}, such as {path / within[0]}")
+    elif not (path / MANIFEST).is_file():
+        if options.verify:
+            raise ValueError(f"{path / MANIFEST}: no such file; without it nothing can be verified")
+        return {}
+    manifest = load_manifest(path)
+    if options.tokenizer is not None:
+        check_tokenizer(manifest, options.tokenizer)
+    return manifest
+
+
+def _counts(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return documents, tokens and bytes of a split, and the lengths of its documents."""
+    if manifest and not manifest["splits"][folder.name]["documents"]:  # nothing held out
+        return manifest["splits"][folder.name] | {"document_tokens": None}
+    file = TokenFile(folder)
+    counted: dict[str, Any] = {"documents": None, "tokens": len(file), "bytes": None}
+    if file.offsets is not None:
+        counted["documents"] = len(file.offsets) - 1
+    if manifest:
+        counted = manifest["splits"][folder.name]
+    return counted | {"document_tokens": _lengths(file)}
+
+
+def _lengths(file: TokenFile) -> dict[str, float] | None:
+    """Return how many tokens the documents of a split have; None where they are not known."""
+    if file.offsets is None:
         return None
+    lengths = np.diff(file.offsets)
+    if lengths.min() < 1:
+        number = int(lengths.argmin())
+        raise ValueError(
+            f"{file.path.with_name('document_offsets.npy')}: damaged: document {number} has "
+            f"{lengths[number]} tokens"
+        )
     figures = lengths.min(), np.median(lengths), lengths.mean(), np.percentile(lengths, 95)
     return dict(zip(LENGTHS, map(float, (*figures, lengths.max())), strict=True))
 
 
 def _samples(options: Options) -> list[dict[str, Any]]:
     """Return the beginnings of the first documents: their order is drawn already."""
-    folder = options.path / "train"
-    offsets = np.load(folder / "document_offsets.npy", mmap_mode="r")
-    tokens = np.load(folder / "tokens.npy", mmap_mode="r")
+    file = TokenFile(options.path / "train")
+    offsets = file.offsets if file.offsets is not None else np.array([0, len(file)])
     loaded = options.tokenizer and load_tokenizer(options.tokenizer)
     samples = []
     for document in range(min(options.samples, len(offsets) - 1)):
         begin, end = offsets[document : document + 2].tolist()
-        shown = tokens[begin : min(end, begin + SAMPLE_TOKENS)].tolist()
+        shown = file.tokens[begin : min(end, begin + SAMPLE_TOKENS)].tolist()
         sample: dict[str, Any] = {"document": document, "tokens": end - begin}
         if loaded:
             sample["text"] = loaded.tokenizer.decode(shown, skip_special_tokens=False)
@@ -96,7 +135,7 @@ def _samples(options: Options) -> list[dict[str, Any]]:
     return samples
 
 
-def _print_counts(found: dict[str, Any], manifest: dict[str, Any]) -> None:
+def _print_counts(found: dict[str, Any]) -> None:
     table = Table(box=None, header_style="bold")
     table.add_column("split")
     for heading in ("documents", "tokens", "MB", *(f"{name} tokens" for name in LENGTHS)):
@@ -105,12 +144,18 @@ def _print_counts(found: dict[str, Any], manifest: dict[str, Any]) -> None:
         lengths = split["document_tokens"] or {}
         table.add_row(
             name,
-            f"{split['documents']:,}",
+            "-" if split["documents"] is None else f"{split['documents']:,}",
             f"{split['tokens']:,}",
-            f"{split['bytes'] / 1e6:,.2f}",
+            "-" if split["bytes"] is None else f"{split['bytes'] / 1e6:,.2f}",
             *(f"{lengths[name]:,.0f}" if lengths else "-" for name in LENGTHS),
         )
     Console(width=120).print(table)
+
+
+def _print_manifest(manifest: dict[str, Any]) -> None:
+    if not manifest:
+        print("no manifest: of tokenizer, licences and duplicates nothing is known")
+        return
     fate = "left out" if manifest["deduplicated"] else "kept"
     print(
         f"duplicates {manifest['duplicates']:,} ({fate}), empty {manifest['empty']:,}, "

@@ -49,7 +49,9 @@ def main(options: Options) -> None:
             raise ValueError(f"--{name} is {getattr(options, name)}; at least 1 is needed")
     if options.workers < 0:
         raise ValueError(f"--workers is {options.workers}; at least 0 is needed")
-    config = load_job(options.config, options.override, options.ranks)
+    config = load_job(options.config, options.override, None)
+    replicas = max(config.parallelism.tensor_parallel_degree, 1)  # which read the same
+    config = load_job(options.config, options.override, options.ranks * replicas)
     steps = config.lr_scheduler.plan.num_steps
     if options.step + options.count - 1 > steps:
         raise ValueError(

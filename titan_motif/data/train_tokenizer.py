@@ -1,5 +1,6 @@
 """`titan-motif data train-tokenizer`: a byte-level BPE with special tokens and a chat template."""
 
+import json
 import random
 import shutil
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from titan_motif.components.curriculum.manifest import tokenizer_sha256
 from titan_motif.components.curriculum.progress import byte_progress
 from titan_motif.components.curriculum.readers import find_inputs, plan_units, read_unit
 from titan_motif.components.curriculum.tokenizer import save_tokenizer, train_tokenizer
@@ -38,6 +40,8 @@ class Options:
     """Of the draw, where the inputs hold more than is asked for."""
     max_bad_lines: int = 100
     """More of them stop the training."""
+    json: Path | None = None
+    """Write what it was trained on to this file."""
 
 
 class _Texts:
@@ -75,7 +79,7 @@ class _Texts:
 
 
 def main(options: Options) -> None:
-    if options.max_megabytes <= 0:
+    if not 0 < options.max_megabytes < float("inf"):
         raise ValueError(f"--max-megabytes is {options.max_megabytes}; more than 0 is needed")
     if options.max_bad_lines < 0:
         raise ValueError(f"--max-bad-lines is {options.max_bad_lines}; at least 0 is needed")
@@ -94,8 +98,20 @@ def main(options: Options) -> None:
     with tempfile.TemporaryDirectory(prefix=f"{output.name}.new-", dir=output.parent) as work:
         save_tokenizer(tokenizer, Path(work) / "tokenizer")
         shutil.move(Path(work) / "tokenizer", output)
+    seconds = time.perf_counter() - begin
     print(
         f"{output}: {options.vocab_size:,} entries from {texts.num_documents:,} documents, "
         f"{texts.num_bytes / 1e6:,.1f} MB, {len(texts.bad_lines)} bad lines left out, in "
-        f"{time.perf_counter() - begin:.1f} s"
+        f"{seconds:.1f} s"
     )
+    if options.json is not None:
+        content = {
+            "output": str(output),
+            "sha256": tokenizer_sha256(output),
+            "vocab_size": options.vocab_size,
+            "documents": texts.num_documents,
+            "bytes": texts.num_bytes,
+            "bad_lines": [bad_line._asdict() for bad_line in texts.bad_lines],
+            "seconds": seconds,
+        }
+        options.json.write_text(json.dumps(content, indent=1) + "\n")

@@ -374,6 +374,15 @@ def test_a_tokenizer_that_changed_or_is_missing_is_told(options: PrepareOptions,
     assert "holds a source of other settings (tokenizer), which is not replaced" in told
 
 
+def test_inputs_of_the_same_size_are_told_apart_by_their_content(
+    options: PrepareOptions, tmp_path: Path
+):
+    prepare_source(options)
+    path = tmp_path / "a.jsonl"
+    path.write_text(path.read_text().replace("the cat 7 ", "the dog 7 "))
+    assert "holds a source of other settings (inputs), which is not replaced" in refusal(options)
+
+
 def test_a_damaged_source_is_told_and_not_replaced(options: PrepareOptions):
     prepare_source(options)
     file = options.output / "train" / "tokens.npy"

@@ -92,6 +92,12 @@ WRONG = {
         "phases.2.until_tokens",
         "is 4,000; phase 'second' begins at 4,000 tokens: more is needed",
     ),
+    "shorter than a batch": (
+        [FIRST, replace(SECOND, until_tokens=FIRST.until_tokens + 50)],
+        "phases.2.until_tokens",
+        f"is 4,050; phase 'second' has 50 tokens, less than its first batch of "
+        f"{SECOND.batch_tokens:,}",
+    ),
     "seq_len": ([replace(FIRST, seq_len=0)], "phases.1.seq_len", "is 0; at least 1 is needed"),
     "a length that cells cannot be cut into": (
         [FIRST, replace(SECOND, seq_len=25)],

@@ -12,8 +12,9 @@ import titan_motif.device  # noqa: F401
 
 # isort: split
 from titan_motif import check_config, cli
+from titan_motif.components.curriculum.manifest import tokenizer_sha256, write_manifest
 from titan_motif.config_loading import ConfigError, load_config
-from titan_motif.curriculum import build_loader, shares, sources_of
+from titan_motif.curriculum import build_loader, shares, sources_of, sources_without_manifest
 from titan_motif.data.trace import load_job
 
 DEBUG = "train_configs/debug.toml"
@@ -205,7 +206,9 @@ def test_phases_decide_length_batch_and_steps(tmp_path: Path):
     assert config.lr_scheduler.plan.total_tokens == 2400
 
 
-@pytest.mark.parametrize("missing", ["folder", "validation", "vocabulary", "offsets"])
+@pytest.mark.parametrize(
+    "missing", ["folder", "validation", "vocabulary", "vocabulary of the manifest", "offsets"]
+)
 def test_the_files_of_sources_are_checked(tmp_path: Path, missing: str):
     file = write(tmp_path)
     if missing == "folder":
@@ -217,11 +220,36 @@ def test_the_files_of_sources_are_checked(tmp_path: Path, missing: str):
     elif missing == "vocabulary":
         np.save(tmp_path / "a" / "train" / "tokens.npy", np.full(300, 100))
         expected = r"has 'a'; train/tokens.npy holds the ids 100 to 100, .* has 0 to 99"
+    elif missing == "vocabulary of the manifest":
+        (tmp_path / "tokenizer.json").write_text("{}")
+        tokenizer = {"sha256": tokenizer_sha256(tmp_path), "end_of_text": "<|endoftext|>"}
+        content = {"tokenizer": tokenizer, "inputs": [], "splits": {}, "largest_id": 100}
+        write_manifest(tmp_path / "a", content)
+        expected = r"has 'a'; train/tokens.npy holds the ids 0 to 100, .* has 0 to 99"
     else:
         np.save(tmp_path / "a" / "train" / "document_offsets.npy", np.array([0, 299]))
         expected = r"has 'a'; .*document_offsets.npy: not the documents of"
     with pytest.raises(ConfigError, match=expected):
         load_config(["--job.config_file", str(file)], 2)
+
+
+def test_a_group_that_the_built_in_corpus_has_not_is_told(small_corpus: Path, tmp_path: Path):
+    file = write(tmp_path)
+    given = ["--job.config_file", str(file), "--training.dataset", "builtin"]
+    given += ["--training.dataset_path", str(small_corpus), "--model.hf_assets_path", "auto"]
+    given += ["--training.builtin_vocab_size", "512", "--model.args.vocab_size", "512"]
+    told = (
+        "curriculum.sources has 'a'; its path 'a' is none of the built-in corpus, which has "
+        "english, code, mathematics"
+    )
+    with pytest.raises(ConfigError, match=told):
+        load_config(given, 2)
+
+
+def test_sources_without_a_manifest_are_named(tmp_path: Path):
+    file = write(tmp_path)
+    config = load_config(["--job.config_file", str(file)], 2)
+    assert sources_without_manifest(config) == ["a", "b"]
 
 
 def test_sources_of_a_group_share_by_tokens_or_by_weight(tmp_path: Path):
@@ -257,13 +285,16 @@ def test_a_trace_is_the_same_for_any_ranks_and_workers(small_corpus: Path, tmp_p
     command = ["data", "trace", "--config", DEBUG, "--step", "320", "--count", "2"]
     command += ["--override", f"training.dataset_path={small_corpus}"]
     command += ["training.builtin_vocab_size=512"]
-    files = [tmp_path / f"{i}.json" for i in range(3)]
-    for file, (ranks, workers) in zip(files, ((1, 0), (3, 0), (2, 2)), strict=True):
-        more = ["--ranks", str(ranks), "--workers", str(workers), "--json", str(file)]
+    files = [tmp_path / f"{i}.json" for i in range(4)]
+    for file, (ranks, workers, tp) in zip(
+        files, ((1, 0, 1), (3, 0, 1), (2, 2, 1), (2, 0, 2)), strict=True
+    ):
+        more = [f"parallelism.tensor_parallel_degree={tp}", "--json", str(file)]
+        more += ["--ranks", str(ranks), "--workers", str(workers)]
         assert cli.main([*command, *more]) == 0
-    contents = [file.read_bytes() for file in files]
-    assert contents[0] == contents[1] == contents[2]
-    found = json.loads(contents[0])["sequences"]
+    contents = {file.read_bytes() for file in files}
+    assert len(contents) == 1
+    found = json.loads(contents.pop())["sequences"]
     assert [entry["sequence"] for entry in found] == list(range(319 * 8, 321 * 8))
     assert [entry["seq_len"] for entry in found] == [128] * 8 + [256] * 8
     overrides = (f"training.dataset_path={small_corpus}", "training.builtin_vocab_size=512")

@@ -1,5 +1,6 @@
 """`titan-motif data prepare | train-tokenizer | inspect`: from files to figures, by the command."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from titan_motif import cli
+from titan_motif.components.curriculum.manifest import tokenizer_sha256
 
 TEXTS = [f"The cat {number} sat on {'a mat, ' * (number % 7)}and ran." for number in range(60)]
 
@@ -24,7 +26,20 @@ def lines(tmp_path: Path) -> Path:
 def tokenizer(lines: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "tokenizer"
     arguments = ["--inputs", str(lines), "--output", str(folder), "--text-field", "body"]
-    assert cli.main(["data", "train-tokenizer", *arguments, "--vocab-size", "290"]) == 0
+    assert (
+        cli.main(
+            [
+                "data",
+                "train-tokenizer",
+                *arguments,
+                "--vocab-size",
+                "290",
+                "--json",
+                str(tmp_path / "trained.json"),
+            ]
+        )
+        == 0
+    )
     return folder
 
 
@@ -47,9 +62,16 @@ def failure(arguments: list[str], capsys) -> str:
 def test_a_tokenizer_of_the_texts_is_trained(tokenizer: Path, lines: Path, capsys):
     names = ["token_bytes.npy", "tokenizer.json", "tokenizer_config.json"]
     assert sorted(path.name for path in tokenizer.iterdir()) == names
-    assert sorted(path.name for path in tokenizer.parent.iterdir()) == ["a.jsonl", "tokenizer"]
+    assert sorted(path.name for path in tokenizer.parent.iterdir()) == [
+        "a.jsonl",
+        "tokenizer",
+        "trained.json",
+    ]
     loaded = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
     assert loaded.get_vocab_size() == 290
+    told = json.loads((tokenizer.parent / "trained.json").read_text())
+    assert (told["vocab_size"], told["documents"], told["bad_lines"]) == (290, 61, [])
+    assert told["sha256"] == tokenizer_sha256(tokenizer)
     assert len(loaded.encode("The cat sat").ids) < len("The cat sat") / 2
     same = ["--inputs", str(lines), "--output", str(tokenizer)]
     told = f"error: {tokenizer}: holds something, which is not replaced; name another folder"
@@ -68,8 +90,9 @@ def test_training_reads_no_more_than_is_asked_for_and_stops_at_bad_lines(
     told = failure(["train-tokenizer", *common, "--max-bad-lines", "3"], capsys)
     expected = f"error: more than 3 bad lines; the first: {lines}, line 1: no field 'text'; its fie"
     assert told.startswith(expected)
-    told = failure(["train-tokenizer", *common, "--max-megabytes", "0"], capsys)
-    assert told == "error: --max-megabytes is 0.0; more than 0 is needed"
+    for given, shown in (("0", "0.0"), ("nan", "nan")):
+        told = failure(["train-tokenizer", *common, "--max-megabytes", given], capsys)
+        assert told == f"error: --max-megabytes is {shown}; more than 0 is needed"
     told = failure(["train-tokenizer", *common, "--max-bad-lines", "-1"], capsys)
     assert told == "error: --max-bad-lines is -1; at least 0 is needed"
     told = failure(
@@ -82,7 +105,9 @@ def test_training_reads_no_more_than_is_asked_for_and_stops_at_bad_lines(
 def test_prepare_writes_what_its_options_say(source: Path, tokenizer: Path, lines: Path):
     manifest = json.loads((source / "manifest.json").read_text())
     assert json.loads((source.parent / "table.json").read_text()) == manifest
-    assert manifest["inputs"] == [{"path": str(lines), "bytes": lines.stat().st_size}]
+    content = lines.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    assert manifest["inputs"] == [{"path": str(lines), "bytes": len(content), "sha256": digest}]
     assert manifest["input_format"] == "jsonl"
     assert (manifest["text_field"], manifest["licence_field"]) == ("body", "license")
     assert (manifest["validation_share"], manifest["seed"]) == (0.1, 0)
@@ -157,7 +182,16 @@ def test_inspect_finds_what_changed(source: Path, tokenizer: Path, tmp_path: Pat
     )
     file.write_bytes(whole)
     config = tokenizer / "tokenizer.json"
-    config.write_text(config.read_text() + "\n")
+    whole = config.read_text()
+    names = tokenizer / "tokenizer_config.json"
+    names.write_text(
+        names.read_text().replace('"eos_token": "<|endoftext|>"', '"eos_token": "<|pad|>"')
+    )
+    told = failure(["inspect", str(source), "--tokenizer", str(tokenizer)], capsys)
+    assert told == (
+        f"error: {names}: documents end with '<|pad|>'; in the source they end with '<|endoftext|>'"
+    )
+    config.write_text(whole + "\n")
     told = failure(["inspect", str(source), "--tokenizer", str(tokenizer)], capsys)
     assert told.startswith(f"error: {config}: changed since preparation, or another one: SHA-256 ")
     manifest = source / "manifest.json"
@@ -173,7 +207,9 @@ def test_a_figures_file_that_cannot_be_is_told_first(command: str, tmp_path: Pat
         arguments = ["prepare", "--inputs", "x", "--output", str(tmp_path / "out")]
         arguments += ["--tokenizer", str(tmp_path)]
     told = failure([*arguments, "--json", "/nowhere/table.json"], capsys)
-    assert told == "error: --json is /nowhere/table.json; /nowhere does not exist"
+    assert told == "error: --json is /nowhere/table.json; the folder /nowhere does not exist"
+    told = failure([*arguments, "--json", str(tmp_path)], capsys)
+    assert told == f"error: --json is {tmp_path}; that is a folder, and a file is needed"
     told = failure(arguments, capsys)
     missing = "manifest.json" if command == "inspect" else "tokenizer.json"
     assert told.startswith(f"error: {tmp_path / missing}: no such file; ")
@@ -194,3 +230,45 @@ def test_a_source_without_held_out_documents_is_told_too(
     assert "licence" not in printed
     told = failure(["inspect", str(tmp_path / "all"), "--samples", "-1"], capsys)
     assert told == "error: --samples is -1; at least 0 is needed"
+
+
+def test_a_licence_field_that_no_document_has_is_told(
+    lines: Path, tokenizer: Path, tmp_path: Path, capsys
+):
+    arguments = ["--inputs", str(lines), "--output", str(tmp_path / "out"), "--workers", "0"]
+    arguments += ["--tokenizer", str(tokenizer), "--text-field", "body"]
+    assert cli.main(["data", "prepare", *arguments, "--licence-field", "licence"]) == 0
+    assert "warning: no document has the licence field 'licence'; " in capsys.readouterr().out
+
+
+def test_inspect_shows_tokens_without_a_manifest(source: Path, tmp_path: Path, capsys):
+    """As those of the built-in corpus are; only what the files themselves tell."""
+    (source / "manifest.json").unlink()
+    capsys.readouterr()
+    assert cli.main(["data", "inspect", str(source), "--samples", "0"]) == 0
+    printed = capsys.readouterr().out
+    num_tokens = len(np.load(source / "train" / "tokens.npy"))
+    (line,) = [line for line in printed.splitlines() if line.startswith(" train")]
+    assert line.split()[2:4] == [f"{num_tokens:,}", "-"]
+    assert "no manifest: of tokenizer, licences and duplicates nothing is known" in printed
+    told = failure(["inspect", str(source), "--verify"], capsys)
+    assert "manifest.json: no such file; without it nothing can be verified" in told
+    told = failure(["inspect", str(tmp_path)], capsys)
+    assert (
+        told
+        == f"error: {tmp_path}: a folder of the sources out; name one of them, such as {source}"
+    )
+
+
+def test_inspect_names_the_file_with_damaged_offsets(source: Path, capsys):
+    file = source / "train" / "document_offsets.npy"
+    offsets = np.load(file)
+    offsets[1], offsets[2] = offsets[2], offsets[1]
+    np.save(file, offsets)
+    told = failure(["inspect", str(source)], capsys)
+    assert told.startswith(f"error: {file}: damaged: document 1 has -")
+    np.save(file, offsets[:-1])
+    size = file.stat().st_size
+    assert f"error: {file}: {size} bytes, shortened since" in failure(
+        ["inspect", str(source)], capsys
+    )
