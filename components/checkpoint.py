@@ -1,9 +1,10 @@
-"""torchtitan's checkpoint manager, in which only complete steps count.
+"""torchtitan's checkpoint manager, in which only sealed steps count.
 
 The manager of torchtitan 0.2.2 counts every directory with "step-N" in its name when it keeps the
 last k, so that partial saves can push good ones out; starts from random weights where it was told
-to load and finds only a partial step; and stops nobody from leaving while an asynchronous save
-still runs. This one decides by `incomplete_reason`, and says what it does.
+to load and finds only a partial step; stops nobody from leaving while an asynchronous save still
+runs; and loads whatever bytes lie there. This one seals each step when all of it is written
+(`seal.py`), reads it whole against its seal before loading, and says what it does.
 """
 
 import re
@@ -15,10 +16,26 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.checkpoint import FileSystemReader
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torchtitan.components.checkpoint import DATALOADER, CheckpointManager
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
+from torch.distributed.checkpoint.stateful import Stateful
+from torch.utils._pytree import tree_leaves
+from torchtitan.components.checkpoint import DATALOADER, AsyncMode, CheckpointManager
 from torchtitan.tools.logging import logger
+from torchtitan.tools.utils import GarbageCollection
+
+from titan_motif.components.seal import (
+    break_seal,
+    content_problem,
+    is_sealed,
+    seal_folder,
+    seal_problem,
+    sealed_names,
+)
+from titan_motif.components.sealing_writer import METADATA, SealingWriter
 
 _STEP = re.compile(r"step-(\d+)")
 _DELETING = ".deleting-"
@@ -63,34 +80,21 @@ class SavedStep:
         return f"step-{self.step} {self.problem}"
 
 
-def incomplete_reason(path: str | Path) -> str | None:
-    """Return what a DCP or safetensors directory lacks to be a whole save, or None.
+def beginning_problem(path: str | Path) -> str | None:
+    """Return why a directory cannot be begun from, or None; its bytes are not read.
 
-    DCP writes `.metadata` last; it names each file and the last byte that is needed of it. Whether
-    the bytes are those that were written is not looked at.
+    A DCP directory has to be sealed. Safetensors of the world have no seal; if they have one, it
+    counts.
     """
     path = Path(path)
     if not path.is_dir():
         return "is no directory"
-    if _is_safetensors(path):
+    if is_safetensors(path) and not is_sealed(path):
         return None
-    if not (path / ".metadata").is_file():
-        return "has no .metadata: its save did not finish"
-    try:
-        metadata = FileSystemReader(path).read_metadata()
-        needed: dict[str, int] = {}
-        for entry in (metadata.storage_data or {}).values():
-            end = entry.offset + entry.length
-            needed[entry.relative_path] = max(needed.get(entry.relative_path, 0), end)
-    except Exception as error:  # a damaged pickle raises anything
-        return f"has a .metadata that cannot be read ({type(error).__name__})"
-    for name, num_bytes in sorted(needed.items()):
-        file = path / name
-        if not file.is_file():
-            return f"lacks its file {name}"
-        if file.stat().st_size < num_bytes:
-            return f"has {file.stat().st_size} bytes in {name}, of {num_bytes}"
-    return None
+    problem = seal_problem(path)
+    if problem and not is_sealed(path) and (path / METADATA).is_file():
+        return f"{problem}; `titan-motif seal {path}` seals one that is known to be whole"
+    return problem
 
 
 def saved_steps(folder: str | Path) -> list[SavedStep]:
@@ -100,21 +104,17 @@ def saved_steps(folder: str | Path) -> list[SavedStep]:
     for path in folder.iterdir() if folder.is_dir() else ():
         match = _STEP.fullmatch(path.name)
         if match and path.is_dir():
-            problem = incomplete_reason(path)
-            model_only = problem is None and _holds_model_alone(path)
+            problem = seal_problem(path)
+            model_only = problem is None and not any(
+                name.startswith("train_state") for name in sealed_names(path)
+            )
             found.append(SavedStep(int(match.group(1)), str(path), problem, model_only))
     return sorted(found, key=lambda saved: saved.step, reverse=True)
 
 
-def _is_safetensors(path: Path) -> bool:
+def is_safetensors(path: Path) -> bool:
+    """Return whether a directory holds safetensors, or their index."""
     return any(path.glob("model*.safetensors")) or (path / "model.safetensors.index.json").is_file()
-
-
-def _holds_model_alone(path: Path) -> bool:
-    if _is_safetensors(path):
-        return True
-    names = FileSystemReader(path).read_metadata().state_dict_metadata
-    return not any(name.startswith("train_state") for name in names)
 
 
 class CompleteStepCheckpointManager(CheckpointManager):
@@ -165,7 +165,7 @@ class CompleteStepCheckpointManager(CheckpointManager):
             )
         failure = self._try_to_load(found)
         if failure:
-            raise CheckpointError(f"{found.path}: cannot be loaded: {failure}")
+            raise CheckpointError(f"{found.path}: {failure}")
         return True
 
     def _load_newest(self, steps: list[SavedStep]) -> None:
@@ -201,7 +201,7 @@ class CompleteStepCheckpointManager(CheckpointManager):
             self.resumed_from = saved.step
             logger.info(f"continuing from step {saved.step} ({saved.path})")
             return None
-        return f"failed to load ({failure})"
+        return failure
 
     def _failure_to_load(
         self, path: str, model_only: bool, from_hf: bool = False, from_quantized: bool = False
@@ -210,6 +210,11 @@ class CompleteStepCheckpointManager(CheckpointManager):
 
         Raises: DifferentDataError on all ranks, if one rank's loader refuses its position
         """
+        if not from_hf or is_sealed(Path(path)):
+            problem = content_problem(Path(path), dist.get_rank(), dist.get_world_size())
+            problems = [problem for problem in _from_all_ranks(problem) if problem]
+            if problems:
+                return problems[0]
         failure = None
         try:
             states = self._states_to_load(model_only)
@@ -226,7 +231,7 @@ class CompleteStepCheckpointManager(CheckpointManager):
                     f'checkpoint.exclude_from_loading = ["{DATALOADER}"]; or begin another run in '
                     f"another job.dump_folder"
                 )
-        return failures[0] if failures else None
+        return f"failed to load ({failures[0]})" if failures else None
 
     def _load_initial(self) -> bool:
         path = self.initial_load_path
@@ -240,7 +245,7 @@ class CompleteStepCheckpointManager(CheckpointManager):
                 "checkpoint.initial_load_in_hf loads the model alone; set "
                 "checkpoint.initial_load_model_only"
             )
-        problem = _from_first_rank(lambda: incomplete_reason(path))
+        problem = _from_first_rank(lambda: beginning_problem(path))
         if problem:
             raise CheckpointError(f"{path}: the checkpoint to begin from {problem}")
         failure = self._failure_to_load(
@@ -250,7 +255,7 @@ class CompleteStepCheckpointManager(CheckpointManager):
             from_quantized=self.initial_load_in_hf_quantized,
         )
         if failure:
-            raise CheckpointError(f"{path}: cannot be loaded: {failure}")
+            raise CheckpointError(f"{path}: {failure}")
         logger.info(f"beginning from the weights of {path}")
         return True
 
@@ -264,12 +269,52 @@ class CompleteStepCheckpointManager(CheckpointManager):
         self._async_wait()
         self._saving_step = curr_step
         path = self._create_checkpoint_id(curr_step)
-        # An old directory of this step would lend its .metadata to a save that does not finish.
+        # An old directory of this step would lend its files to a save that does not finish.
         if _from_first_rank(lambda: Path(path).exists() and self._set_aside(path)):
             logger.info(f"checkpoint: replacing {path}")
         super().save(curr_step, last_step)
         if last_step:
             self._purge_stale_checkpoints()
+
+    def dcp_save(
+        self,
+        state_dict: dict[str, Any],
+        checkpoint_id: str,
+        async_mode: AsyncMode,
+        enable_garbage_collection: bool = False,
+        to_hf: bool = False,
+    ) -> Any:
+        """Save and seal; CheckpointError on all ranks if the disk has not the room."""
+        problem = _from_first_rank(lambda: space_problem(Path(checkpoint_id), state_dict))
+        if problem:
+            raise CheckpointError(f"saving step {self._saving_step}: {problem}")
+        if to_hf:
+            super().dcp_save(
+                state_dict, checkpoint_id, async_mode, enable_garbage_collection, to_hf
+            )
+            _from_first_rank(lambda: seal_folder(Path(checkpoint_id)))
+            return None
+        writer = SealingWriter(checkpoint_id)
+        if async_mode == AsyncMode.ASYNC:
+            # Named, since the writer's own stager does not copy what is on a CPU.
+            stager = DefaultStager(StagingOptions(False, False, False, False))
+            future = dcp.async_save(
+                state_dict, storage_writer=writer, process_group=self.pg, async_stager=stager
+            )
+            future.add_done_callback(lambda _: stager.close())
+            return future
+        if async_mode == AsyncMode.ASYNC_WITH_PINNED_MEM:
+            return dcp.async_save(
+                state_dict,
+                storage_writer=writer,
+                process_group=self.pg,
+                async_checkpointer_type=AsyncCheckpointerType.PROCESS,
+                async_stager=self.stager,
+            )
+        dcp.save(state_dict, storage_writer=writer)
+        if enable_garbage_collection:
+            GarbageCollection.collect("after a checkpoint")
+        return None
 
     def _async_wait(self) -> None:
         try:
@@ -294,6 +339,7 @@ class CompleteStepCheckpointManager(CheckpointManager):
 
     def _set_aside(self, path: str) -> bool:
         """Rename a step, so that it never looks whole while its files go, and let it be removed."""
+        break_seal(Path(path))
         doomed = Path(path).with_name(f"{_DELETING}{Path(path).name}")
         shutil.rmtree(doomed, ignore_errors=True)
         Path(path).rename(doomed)
@@ -309,6 +355,18 @@ class CompleteStepCheckpointManager(CheckpointManager):
             self._async_wait()
             self.save_future = None
         super().close()
+
+
+def space_problem(folder: Path, state_dict: dict[str, Any]) -> str | None:
+    """Return what the disk of a folder lacks to hold a state, by its tensors' global sizes."""
+    states = [v.state_dict() if isinstance(v, Stateful) else v for v in state_dict.values()]
+    tensors = [leaf for leaf in tree_leaves(states) if isinstance(leaf, Tensor)]
+    needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    parent = next(parent for parent in folder.absolute().parents if parent.exists())
+    free = shutil.disk_usage(parent).free
+    if needed <= free:
+        return None
+    return f"{needed / 1e9:,.2f} GB are needed, and {parent} has {free / 1e9:,.2f} GB left"
 
 
 def _one_line(error: BaseException) -> str:

@@ -7,14 +7,13 @@ SOURCE/validation/                       the same for the documents held out
 SOURCE/bad_lines.jsonl                   what was put aside, if anything was
 """
 
-import hashlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from titan_motif.components.curriculum.tokenizer import end_of_text
+from titan_motif.components.file_hashes import file_sha256, own_sha256, write_record
 
 MANIFEST = "manifest.json"
 FORMAT = 2
@@ -28,11 +27,7 @@ def write_manifest(folder: str | Path, content: dict[str, Any]) -> dict[str, Any
     """
     folder = Path(folder)
     manifest = {"format": FORMAT, **content, "files": describe_files(folder)}
-    manifest["sha256"] = _own_hash(manifest)
-    new = folder / f"{MANIFEST}.new"
-    new.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    os.replace(new, folder / MANIFEST)
-    return manifest
+    return write_record(folder / MANIFEST, manifest)
 
 
 def load_manifest(folder: str | Path) -> dict[str, Any]:
@@ -54,7 +49,7 @@ def load_manifest(folder: str | Path) -> dict[str, Any]:
     if found != FORMAT or not manifest.keys() >= _KEYS:
         told = "incomplete" if found == FORMAT else f"of format {found}"
         raise ValueError(f"{path}: {told}; a manifest of a source, format {FORMAT}, is needed")
-    if manifest["sha256"] != _own_hash(manifest):
+    if manifest["sha256"] != own_sha256(manifest):
         raise ValueError(
             f"{path}: edited since preparation: its content has another hash than it records; "
             "prepare it again"
@@ -110,18 +105,6 @@ def check_tokenizer(manifest: dict[str, Any], tokenizer_folder: str | Path) -> N
             f"{Path(tokenizer_folder) / 'tokenizer_config.json'}: documents end with {found!r}; in "
             f"the source they end with {needed!r}"
         )
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, read piece by piece."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _own_hash(manifest: dict[str, Any]) -> str:
-    """Return the hash of all but the hash, whatever the order of keys and the spaces."""
-    rest = {key: value for key, value in manifest.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:

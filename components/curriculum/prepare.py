@@ -21,7 +21,6 @@ from titan_motif.components.curriculum.assemble import assemble
 from titan_motif.components.curriculum.manifest import (
     MANIFEST,
     describe_files,
-    file_sha256,
     load_manifest,
     tokenizer_sha256,
     write_manifest,
@@ -42,6 +41,7 @@ from titan_motif.components.curriculum.tokenize_units import (
 from titan_motif.components.curriculum.tokenizer import DocumentTokenizer, load_tokenizer
 from titan_motif.components.curriculum.units import UNIT_BYTES, BadLine, Unit
 from titan_motif.components.curriculum.work_folder import locked, take_up
+from titan_motif.components.file_hashes import file_sha256
 
 BAD_LINES = "bad_lines.jsonl"
 NUM_TOLD = 5

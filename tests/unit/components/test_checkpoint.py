@@ -1,8 +1,12 @@
 """Checkpoints: only complete steps count, for continuing and for keeping the last k."""
 
+import json
+import random
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,14 +19,15 @@ from torchtitan.components.lr_scheduler import build_lr_schedulers
 from torchtitan.components.optimizer import OptimizersContainer
 from torchtitan.config.job_config import Checkpoint, LRScheduler
 
+from titan_motif import cli
 from titan_motif.components.checkpoint import (
     CheckpointError,
     CompleteStepCheckpointManager,
     DifferentDataError,
-    incomplete_reason,
     saved_steps,
 )
 from titan_motif.components.lr_schedule import TokenScheduler, WarmupStableDecay
+from titan_motif.components.seal import seal_problem
 
 
 class TrainState:
@@ -165,11 +170,36 @@ def scramble(step: Path):
     shard.write_bytes(bytes(len(shard.read_bytes())))
 
 
+def flip_a_bit(step: Path):
+    shard = step / "__0_0.distcp"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 4
+    shard.write_bytes(content)
+
+
+def drop_seal(step: Path):
+    (step / "seal.json").unlink()
+
+
+def edit_seal(step: Path):
+    seal = step / "seal.json"
+    seal.write_text(seal.read_text().replace('"bytes": ', '"bytes": 1', 1))
+
+
 def scramble_metadata(step: Path):
     (step / ".metadata").write_bytes(b"not a pickle")
 
 
-DAMAGES = [drop_metadata, shorten, remove_shard, scramble, scramble_metadata]
+DAMAGES = [
+    drop_metadata,
+    shorten,
+    remove_shard,
+    scramble,
+    flip_a_bit,
+    scramble_metadata,
+    drop_seal,
+    edit_seal,
+]
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
@@ -191,7 +221,7 @@ def test_a_damaged_newest_step_is_named_and_passed_over(job, folder: Path, caplo
 def test_only_partial_steps_stop_the_run(job, folder: Path):
     job().train(10)
     drop_metadata(folder / "step-10")
-    with pytest.raises(CheckpointError, match=r"no step can be continued from: step-10 has no"):
+    with pytest.raises(CheckpointError, match=r"no step can be continued from: step-10 lacks"):
         job().manager.load()
     with pytest.raises(CheckpointError, match="step-10"):
         job(initial_load_path=str(folder)).manager.load()
@@ -284,7 +314,7 @@ def test_a_step_of_the_model_alone_is_not_continued_from(job, folder: Path, capl
     job_two = job(last_save_model_only=True)
     job_two.manager.load()
     job_two.train(15, is_end=True)
-    assert incomplete_reason(folder / "step-15") is None
+    assert seal_problem(folder / "step-15") is None
     resumed = job()
     resumed.manager.load()
     assert resumed.everything() == older
@@ -302,14 +332,16 @@ def test_beginning_from_another_runs_weights(job, folder: Path, tmp_path: Path):
         job(initial_load_path="/nowhere", folder="elsewhere").manager.load()
     (tmp_path / "elsewhere").mkdir()
     drop_metadata(folder / "step-10")
-    with pytest.raises(CheckpointError, match=r"the checkpoint to begin from has no \.metadata"):
+    with pytest.raises(
+        CheckpointError, match=r"the checkpoint to begin from lacks its file \.metadata"
+    ):
         job(initial_load_path=step, folder="elsewhere").manager.load()
 
 
 def test_closing_waits_for_an_asynchronous_save(job, folder: Path):
     saved = job(async_mode="async").train(10)
     saved.manager.close()
-    assert incomplete_reason(folder / "step-10") is None
+    assert seal_problem(folder / "step-10") is None
     resumed = job()
     resumed.manager.load()
     assert resumed.everything() == saved.everything()
@@ -337,3 +369,104 @@ def test_saving_a_step_again_replaces_it(job, folder: Path):
     resumed = job()
     resumed.manager.load()
     assert resumed.everything() == again
+
+
+def mutate(step: Path, generator: random.Random) -> str:
+    """Damage a saved step in one of the ways that disks and people do; return what was done."""
+    names = sorted(path.name for path in step.iterdir())
+    path = step / generator.choice(names)
+    content = bytearray(path.read_bytes())
+    kind = generator.choice(["flip", "flip", "flip", "truncate", "remove", "swap", "zero", "grow"])
+    if kind == "flip":
+        place = generator.randrange(len(content))
+        content[place] ^= 1 << generator.randrange(8)
+        path.write_bytes(content)
+    elif kind == "truncate":
+        path.write_bytes(content[: generator.randrange(len(content))])
+    elif kind == "remove":
+        path.unlink()
+    elif kind == "swap":
+        other = step / generator.choice([name for name in names if name != path.name])
+        path.write_bytes(other.read_bytes())
+        other.write_bytes(content)
+    elif kind == "zero":
+        begin = generator.randrange(len(content))
+        content[begin : begin + 64] = bytes(len(content[begin : begin + 64]))
+        path.write_bytes(content)
+    else:
+        path.write_bytes(content + bytes(generator.randrange(1, 9)))
+    return f"{kind} {path.name}"
+
+
+def test_of_300_damages_none_is_loaded_and_the_step_before_always_is(job, folder: Path, tmp_path):
+    older = job().train(10).everything()
+    newer = job()
+    newer.manager.load()
+    newer = newer.train(20).everything()
+    whole = tmp_path / "whole"
+    shutil.copytree(folder / "step-20", whole)
+    contents = {path.name: path.read_bytes() for path in whole.iterdir()}
+    generator, resumed = random.Random(0), job()
+    num_unchanged = 0
+    for _ in range(300):
+        shutil.rmtree(folder / "step-20")
+        shutil.copytree(whole, folder / "step-20")
+        done = mutate(folder / "step-20", generator)
+        found = {path.name: path.read_bytes() for path in (folder / "step-20").iterdir()}
+        is_whole = found == contents  # zeros over zeros
+        num_unchanged += is_whole
+        assert resumed.manager.load() is True, done
+        assert resumed.manager.resumed_from == (20 if is_whole else 10), done
+        assert resumed.everything() == (newer if is_whole else older), done
+    assert num_unchanged < 30
+
+
+def test_the_first_tensor_that_changed_is_named(job, folder: Path):
+    job().train(10)
+    seal = json.loads((folder / "step-10" / "seal.json").read_text())
+    shard = folder / "step-10" / "__0_0.distcp"
+    for name, begin, end, _ in seal["files"]["__0_0.distcp"]["parts"]:
+        content = bytearray(shard.read_bytes())
+        content[(begin + end) // 2] ^= 1
+        shard.write_bytes(content)
+        told = rf"step-10: has changed in __0_0.distcp since it was saved, at {re.escape(name)}$"
+        with pytest.raises(CheckpointError, match=told):
+            job().manager.load(10)
+        content[(begin + end) // 2] ^= 1
+        shard.write_bytes(content)
+    assert job().manager.load(10) is True
+
+
+def test_a_disk_without_room_is_told_before_anything_is_written(job, folder: Path, monkeypatch):
+    writer = job().train(10)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=40))
+    # Weight, bias, and AdamW's two moments and step of each: 3 + 2 * 3 + 2 numbers.
+    with pytest.raises(CheckpointError, match=r"^saving step 20: 0.00 GB are needed, and .* has 0"):
+        writer.train(20)
+    assert steps_in(folder) == [10]
+
+
+def test_a_step_of_another_program_counts_once_it_is_sealed(job, folder: Path, capsys):
+    saved = job().train(10)
+    step = folder / "step-10"
+    sealed = (step / "seal.json").read_text()
+    drop_seal(step)
+    told = rf"begin from has no seal.json: .*; `titan-motif seal {step}` seals one that is known to"
+    with pytest.raises(CheckpointError, match=told):
+        job(initial_load_path=str(step), folder="elsewhere").manager.load()
+    assert cli.main(["seal", str(step)]) == 0
+    assert (step / "seal.json").read_text() == sealed
+    begun = job(initial_load_path=str(step), folder="elsewhere")
+    assert begun.manager.load() is True
+    assert torch.equal(begun.model.weight, saved.model.weight)
+    capsys.readouterr()
+    assert cli.main(["seal", str(step)]) == 0
+    assert capsys.readouterr().out == f"{step}: sealed already, and whole\n"
+    flip_a_bit(step)
+    assert cli.main(["seal", str(step)]) == 1
+    assert "has changed in __0_0.distcp since it was saved, at " in capsys.readouterr().err
+    drop_seal(step)
+    shorten(step)
+    assert cli.main(["seal", str(step)]) == 1
+    assert "bytes; its .metadata needs" in capsys.readouterr().err
+    assert not (step / "seal.json").exists()

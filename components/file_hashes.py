@@ -1,0 +1,31 @@
+"""Hashes of files, and of records in JSON that carry a hash of themselves."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, read piece by piece."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def own_sha256(record: dict[str, Any]) -> str:
+    """Return the hash of all but a record's "sha256", whatever the order of keys and the spaces."""
+    rest = {key: value for key, value in record.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def write_record(path: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """Write a record with the hash of itself, at once or not at all, and return it."""
+    record = {**record, "sha256": own_sha256(record)}
+    new = path.with_name(f"{path.name}.new")
+    with new.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(record, indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(new, path)
+    return record

@@ -1,0 +1,164 @@
+"""The seal of a folder: what every file and every tensor in it was, written after all of them.
+
+A save that was cut off has no seal, and a file that has changed since does not fit it; neither is
+loaded. FOLDER/seal.json holds the size and SHA-256 of each file, the SHA-256 of each tensor in it,
+and a hash of itself. It tells damage, not malice: who can write the files can seal them anew.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from titan_motif.components.file_hashes import own_sha256, write_record
+
+SEAL = "seal.json"
+FORMAT = 1
+_PIECE = 1 << 22
+
+
+class Part(NamedTuple):
+    """Where a tensor, or a rank's part of one, lies in its file."""
+
+    name: str
+    begin: int
+    end: int
+
+
+def hash_file(path: Path, parts: Sequence[Part] = ()) -> dict[str, Any]:
+    """Read a file once and return its record: size, hash, and the hash of each part.
+
+    Parts do not overlap.
+    """
+    whole, num_bytes, sealed = hashlib.sha256(), 0, []
+    with path.open("rb") as file:
+
+        def read_to(end: int | None, *digests: Any) -> None:
+            nonlocal num_bytes
+            while end is None or num_bytes < end:
+                piece = file.read(_PIECE if end is None else min(_PIECE, end - num_bytes))
+                if not piece:
+                    return
+                num_bytes += len(piece)
+                for digest in digests:
+                    digest.update(piece)
+
+        for part in sorted(parts, key=lambda part: part.begin):
+            own = hashlib.sha256()
+            read_to(part.begin, whole)
+            read_to(part.end, whole, own)
+            sealed.append([*part, own.hexdigest()])
+        read_to(None, whole)
+    return {"bytes": num_bytes, "sha256": whole.hexdigest(), "parts": sealed}
+
+
+def write_seal(folder: Path, files: Mapping[str, dict[str, Any]]) -> None:
+    """Seal a folder whose files are all there; `files` are their names and records."""
+    write_record(folder / SEAL, {"format": FORMAT, "files": dict(sorted(files.items()))})
+
+
+def seal_folder(folder: Path) -> None:
+    """Hash every file below a folder, of safetensors each tensor too, and seal it."""
+    break_seal(folder)
+    write_seal(
+        folder,
+        {
+            path.relative_to(folder).as_posix(): hash_file(path, safetensors_parts(path))
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        },
+    )
+
+
+def break_seal(folder: Path) -> None:
+    """Remove a folder's seal, so that it counts no longer."""
+    (folder / SEAL).unlink(missing_ok=True)
+
+
+def is_sealed(folder: Path) -> bool:
+    """Return whether a folder has a seal, whatever it is worth."""
+    return (folder / SEAL).is_file()
+
+
+def seal_problem(folder: Path) -> str | None:
+    """Return why a folder's seal cannot hold, by the names and sizes of files alone; else None."""
+    try:
+        files = _read(folder)
+    except ValueError as error:
+        return str(error)
+    for name, record in files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"lacks its file {name}"
+        size, needed = path.stat().st_size, record["bytes"]
+        if size != needed:
+            return f"has {size} bytes in {name}, of {needed}"
+    return None
+
+
+def sealed_names(folder: Path) -> set[str]:
+    """Return the names of the tensors and other objects in a sealed folder; ValueError if none."""
+    return {part[0] for record in _read(folder).values() for part in record["parts"]}
+
+
+def content_problem(folder: Path, share: int = 0, shares: int = 1) -> str | None:
+    """Read a sealed folder's files and return what has changed, by its first tensor; else None.
+
+    Args:
+        share, shares: read one of so many shares of the files alone, as each rank does
+    """
+    try:
+        files = _read(folder)
+    except ValueError as error:
+        return str(error)
+    for name, record in list(files.items())[share::shares]:
+        parts = [Part(*part[:3]) for part in record["parts"]]
+        try:
+            found = hash_file(folder / name, parts)
+        except OSError as error:
+            return f"cannot be read in {name} ({error.strerror})"
+        if found["sha256"] != record["sha256"]:
+            wrong = [
+                then[0]
+                for then, now in zip(record["parts"], found["parts"], strict=True)
+                if then != now
+            ]
+            where = f"at {wrong[0]}" if wrong else "outside of its tensors"
+            more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+            return f"has changed in {name} since it was saved, {where}{more}"
+    return None
+
+
+def safetensors_parts(path: Path) -> list[Part]:
+    """Return where each tensor of a safetensors file lies; none of any other file.
+
+    Equation: 8 bytes, little endian, of the header's length; the header in JSON; the tensors, whose
+              offsets count from there  (https://github.com/huggingface/safetensors)
+    """
+    if path.suffix != ".safetensors":
+        return []
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    return [
+        Part(name, *(8 + length + offset for offset in entry["data_offsets"]))
+        for name, entry in header.items()
+        if name != "__metadata__"
+    ]
+
+
+def _read(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the records of a seal; ValueError, a predicate, if it is missing or damaged."""
+    path = folder / SEAL
+    try:
+        seal = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"has no {SEAL}: its save did not finish") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"has a {SEAL} that cannot be read ({type(error).__name__})") from None
+    if not isinstance(seal, dict) or seal.get("format") != FORMAT:
+        raise ValueError(f"has a {SEAL} of another format")
+    if seal.get("sha256") != own_sha256(seal):
+        raise ValueError(f"has a {SEAL} that was edited or damaged: its own hash is another")
+    return seal["files"]

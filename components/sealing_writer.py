@@ -1,0 +1,87 @@
+"""DCP's writer, with a seal: each rank hashes what it wrote, the first one seals it at the end."""
+
+from collections import defaultdict
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
+
+from titan_motif.components.seal import Part, break_seal, hash_file, write_seal
+
+METADATA = ".metadata"
+
+
+@dataclass(frozen=True)
+class _SealedResult(WriteResult):
+    """What DCP tells the first rank of an item, and the record of its file with the first item."""
+
+    file: tuple[str, dict[str, Any]] | None = None
+
+
+class SealingWriter(FileSystemWriter):
+    """Writes a DCP directory and seals it after its .metadata."""
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        """Write this rank's files and hash them, from what the operating system still holds."""
+        results = super().write_data(plan, planner).wait()
+        by_file = defaultdict(list)
+        for result in results:
+            by_file[result.storage_data.relative_path].append(result)
+        sealed: list[WriteResult] = []
+        for name, items in by_file.items():
+            record = hash_file(
+                Path(self.path) / name, [_part(item.index, item.storage_data) for item in items]
+            )
+            for i, item in enumerate(items):
+                values = {field.name: getattr(item, field.name) for field in fields(item)}
+                sealed.append(_SealedResult(**values, file=(name, record) if i == 0 else None))
+        done: Future[list[WriteResult]] = Future()
+        done.set_result(sealed)
+        return done
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        """Write the .metadata, then the seal; on the first rank."""
+        super().finish(metadata, results)
+        folder = Path(self.path)
+        files = dict(
+            result.file
+            for of_rank in results
+            for result in of_rank
+            if isinstance(result, _SealedResult) and result.file is not None
+        )
+        write_seal(folder, files | {METADATA: hash_file(folder / METADATA)})
+
+
+def _part(index: MetadataIndex, where: Any) -> Part:
+    at = "" if index.offset is None or not any(index.offset) else str(list(index.offset))
+    return Part(index.fqn + at, where.offset, where.offset + where.length)
+
+
+def seal_dcp(folder: Path) -> None:
+    """Seal a DCP directory that something else wrote.
+
+    It is unpickled for that: of trusted directories alone.
+    Raises: ValueError if its .metadata is missing or damaged, or names what is not there
+    """
+    break_seal(folder)
+    if not (folder / METADATA).is_file():
+        raise ValueError(f"{folder / METADATA}: no such file; its save did not finish")
+    try:
+        entries = FileSystemReader(folder).read_metadata().storage_data or {}
+        by_file = defaultdict(list)
+        for index, where in entries.items():
+            by_file[where.relative_path].append(_part(index, where))
+    except Exception as error:  # a damaged pickle raises anything
+        raise ValueError(f"{folder / METADATA}: cannot be read ({type(error).__name__})") from None
+    for name, parts in by_file.items():
+        path, needed = folder / name, max(part.end for part in parts)
+        size = path.stat().st_size if path.is_file() else 0
+        if size < needed:
+            raise ValueError(f"{path}: {size} bytes; its .metadata needs {needed}")
+    files = {name: hash_file(folder / name, parts) for name, parts in by_file.items()}
+    write_seal(folder, files | {METADATA: hash_file(folder / METADATA)})
