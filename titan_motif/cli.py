@@ -14,6 +14,7 @@ import tyro
 
 COMMANDS = {
     "plan": ("titan_motif.plan", "Parallel Muon on N GPUs: loads, bytes, memory, time"),
+    "grow": ("titan_motif.growth.command", "a larger model of the same function"),
     "seal": ("titan_motif.seal_command", "seal a checkpoint that something else wrote"),
     "data preview": ("titan_motif.data.preview", "mixture, length, batch, rate over a run"),
     "data trace": ("titan_motif.data.trace", "which documents the sequences of a step hold"),

@@ -44,20 +44,26 @@ class Motif2StateDictAdapter(StateDictAdapter):
 
     def to_hf(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """Rename our state dict as released; ValueError for a name that has no counterpart."""
-        return _renamed(state_dict, GLOBAL_NAMES | LAYER_NAMES)
+        return {released_name(name): value for name, value in state_dict.items()}
 
     def from_hf(self, hf_state_dict: dict[str, Any]) -> dict[str, Any]:
         """Rename a released state dict as ours; ValueError for a name that has no counterpart."""
-        names = {theirs: ours for ours, theirs in (GLOBAL_NAMES | LAYER_NAMES).items()}
-        return _renamed(hf_state_dict, names)
+        return {our_name(name): value for name, value in hf_state_dict.items()}
 
 
-def _renamed(state_dict: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
-    renamed = {}
-    for name, value in state_dict.items():
-        layer = _LAYER.search(name)
-        pattern = _LAYER.sub("{i}", name, count=1)
-        if pattern not in names:
-            raise ValueError(f"{name} is not a parameter of Motif-2")
-        renamed[names[pattern].replace("{i}", layer.group() if layer else "")] = value
-    return renamed
+def released_name(name: str) -> str:
+    """Return the released name of a parameter of ours; ValueError if it has none."""
+    return _renamed(name, GLOBAL_NAMES | LAYER_NAMES)
+
+
+def our_name(name: str) -> str:
+    """Return our name of a released parameter; ValueError if it has none."""
+    return _renamed(name, {theirs: ours for ours, theirs in (GLOBAL_NAMES | LAYER_NAMES).items()})
+
+
+def _renamed(name: str, names: dict[str, str]) -> str:
+    layer = _LAYER.search(name)
+    pattern = _LAYER.sub("{i}", name, count=1)
+    if pattern not in names:
+        raise ValueError(f"{name} is not a parameter of Motif-2")
+    return names[pattern].replace("{i}", layer.group() if layer else "")

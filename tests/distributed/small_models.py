@@ -1,0 +1,59 @@
+"""Models of random weights, and their directories."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import titan_motif.device  # noqa: F401
+
+# isort: split
+from titan_motif.components.safetensors_files import (
+    TensorShape,
+    cut_into_shards,
+    write_index,
+    write_shard,
+)
+from titan_motif.interchange.hf_config import hf_config
+from titan_motif.model import Motif2Model, Motif2ModelArgs
+from titan_motif.model.state_dict_adapter import released_name
+
+
+def random_model(args: Motif2ModelArgs, seed: int = 0) -> Motif2Model:
+    """A float64 model none of whose tensors is what an initialisation would leave it."""
+    torch.manual_seed(seed)
+    model = Motif2Model(args)
+    model.init_weights()
+    model = model.double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    return model
+
+
+def write_model(folder: Path, model: Motif2Model, max_bytes: int = 1 << 30) -> Path:
+    """Write a model as the rest of the world has it: safetensors and config.json."""
+    folder.mkdir(parents=True)
+    state: dict[str, Tensor] = {released_name(n): v for n, v in model.state_dict().items()}
+    shapes = {name: TensorShape(tuple(v.shape), v.dtype) for name, v in state.items()}
+    shards = cut_into_shards(shapes, max_bytes)
+    for name, shard in shards.items():
+        write_shard(folder / name, shard, state.__getitem__)
+    write_index(folder, shards)
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    (folder / "config.json").write_text(json.dumps(hf_config(model.model_args, dtype)))
+    return folder
+
+
+def overrides(args: Motif2ModelArgs) -> str:
+    """Return the [model.args] of a job that has this network, over the debug flavor."""
+    base = dataclasses.asdict(Motif2ModelArgs())
+    changed = {
+        name: value
+        for name, value in dataclasses.asdict(args).items()
+        if value != base[name] and name not in ("kernels", "attention", "init_seed")
+    }
+    lines = [f"{name} = {json.dumps(value)}" for name, value in changed.items()]
+    return "[model.args]\n" + "\n".join(lines) + "\n"

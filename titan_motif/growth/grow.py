@@ -1,0 +1,231 @@
+"""Growing a model on disk, tensor by tensor: memory holds a few of the largest tensors at most.
+
+The work lies in TO.growing/ until the whole is sealed and moved to TO; started again after a kill,
+it goes on with the file that it was writing.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from titan_motif.components.curriculum.progress import byte_progress
+from titan_motif.components.file_hashes import file_sha256
+from titan_motif.components.safetensors_files import (
+    SafetensorsFolder,
+    TensorShape,
+    cut_into_shards,
+    write_index,
+    write_shard,
+)
+from titan_motif.components.seal import SEAL, content_problem, is_sealed, seal_folder
+from titan_motif.growth.mapping import (
+    GrowthError,
+    Origin,
+    carried_lam_init,
+    changes_of_function,
+    layer_origins,
+    map_tensors,
+)
+from titan_motif.growth.tensors import add_paired_noise, grow_tensor
+from titan_motif.interchange.hf_config import CONFIG, hf_config
+from titan_motif.interchange.model_files import ModelFiles, parameter_shapes
+from titan_motif.model import Motif2ModelArgs
+from titan_motif.model.state_dict_adapter import our_name, released_name
+
+REPORT = "growth.json"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "token_bytes.npy")
+
+
+@dataclass(frozen=True)
+class GrowthOptions:
+    """How a model is grown, beside what it is grown to."""
+
+    dtype: torch.dtype
+    snr_db: float | None = None
+    """Signal-to-noise ratio of the paired noise, in decibels; None adds none."""
+    seed: int = 0
+    max_shard_bytes: int = 4_000_000_000
+
+
+def plan_growth(
+    small: Motif2ModelArgs, large: Motif2ModelArgs, allowed: Collection[str] = ()
+) -> Motif2ModelArgs:
+    """Return the network to grow to, lambda's constants carried along.
+
+    Args:
+        allowed: what may change the function: rope_theta, lam_init
+    Raises: GrowthError naming what does not fit, or what would change the function
+    """
+    map_tensors(small, large)
+    changes = changes_of_function(small, large)
+    refused = [f"{name} ({told})" for name, told in changes.items() if name not in allowed]
+    if refused:
+        raise GrowthError(
+            f"{', '.join(refused)}: the grown model would compute something else; --allow "
+            f"{' '.join(changes)} takes it so, and measures by how much"
+        )
+    if large.lam_init is not None:
+        return large
+    if "lam_init" in allowed:  # the released formula, of the new layers' numbers
+        return large
+    return dataclasses.replace(large, lam_init=carried_lam_init(small, large))
+
+
+def grow(source: ModelFiles, large: Motif2ModelArgs, to: Path, options: GrowthOptions) -> Path:
+    """Write the large model as safetensors with config.json, report and seal; return its folder.
+
+    Raises: GrowthError if `to` holds something else, or if the disk has not the room
+    """
+    origins = map_tensors(source.args, large)
+    shapes = {
+        released_name(name): TensorShape(shape, _dtype_of(name, options.dtype))
+        for name, shape in parameter_shapes(large).items()
+    }
+    shards = cut_into_shards(shapes, options.max_shard_bytes)
+    plan = _plan(source, large, options)
+    if to.exists():
+        return _already_there(to, plan)
+    work = to.with_name(f"{to.name}.growing")
+    _take_up(work, plan, sum(shape.num_bytes for shape in shapes.values()))
+
+    def make(theirs: str) -> Tensor:
+        name = our_name(theirs)
+        origin = origins[name]
+        grown = grow_tensor(origin, source.read(origin.name), _dtype_of(name, options.dtype))
+        if options.snr_db is not None:
+            add_paired_noise(grown, origin, name, options.seed, options.snr_db)
+        advance(shapes[theirs].num_bytes)
+        return grown
+
+    done = sum(
+        shape.num_bytes
+        for name, shard in shards.items()
+        for shape in shard.values()
+        if (work / name).exists()
+    )
+    total = sum(shape.num_bytes for shape in shapes.values())
+    with byte_progress("growing", total, done) as advance:
+        for name, shard in shards.items():
+            if not (work / name).exists():
+                write_shard(work / name, shard, make)
+    _finish(work, shards, source, large, origins, plan, options)
+    os.rename(work, to)
+    return to
+
+
+def _dtype_of(name: str, dtype: torch.dtype) -> torch.dtype:
+    """Return float32 of what training keeps in float32 too."""
+    is_scalar = name.startswith("scalars.") and dtype.itemsize < 4
+    return torch.float32 if is_scalar else dtype
+
+
+def _plan(source: ModelFiles, large: Motif2ModelArgs, options: GrowthOptions) -> dict[str, Any]:
+    """Return what decides the result, in JSON: the same plan goes on, another begins anew."""
+    if is_sealed(source.folder):
+        content: Any = file_sha256(source.folder / SEAL)
+    else:
+        files = sorted(path for path in source.folder.iterdir() if path.is_file())
+        content = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+    return {
+        "from": str(source.folder.absolute()),
+        "content": content,
+        "small": dataclasses.asdict(source.args),
+        "large": dataclasses.asdict(large),
+        "dtype": str(options.dtype).removeprefix("torch."),
+        "snr_db": options.snr_db,
+        "seed": options.seed,
+        "max_shard_bytes": options.max_shard_bytes,
+    }
+
+
+def _already_there(to: Path, plan: dict[str, Any]) -> Path:
+    report = to / REPORT
+    if report.is_file() and json.loads(report.read_text())["plan"] == json.loads(json.dumps(plan)):
+        problem = content_problem(to)
+        if problem is None:
+            return to
+        raise GrowthError(f"{to}: {problem}; remove it to grow it anew")
+    raise GrowthError(f"{to}: holds something else, which is not replaced; name another folder")
+
+
+def _take_up(work: Path, plan: dict[str, Any], num_bytes: int) -> None:
+    """Make the work folder, or keep the finished files of one with the same plan."""
+    record, text = work / "plan.json", json.dumps(plan)
+    if work.exists() and not record.is_file():
+        raise GrowthError(f"{work}: holds something else, where the work was to be kept; move it")
+    if work.exists() and record.read_text() != text:
+        shutil.rmtree(work)
+    work.mkdir(parents=True, exist_ok=True)
+    record.write_text(text)
+    for leftover in work.glob("*.new"):
+        leftover.unlink()
+    there = sum(path.stat().st_size for path in work.iterdir())
+    free = shutil.disk_usage(work).free
+    if num_bytes - there > free:
+        raise GrowthError(
+            f"{work}: {(num_bytes - there) / 1e9:.2f} GB are needed, and {free / 1e9:.2f} GB left"
+        )
+
+
+def _finish(
+    work: Path,
+    shards: dict[str, dict[str, TensorShape]],
+    source: ModelFiles,
+    large: Motif2ModelArgs,
+    origins: dict[str, Origin],
+    plan: dict[str, Any],
+    options: GrowthOptions,
+) -> None:
+    """Write index, config.json, tokenizer and report beside the tensors, and seal all of it."""
+    write_index(work, shards)
+    found = SafetensorsFolder(work).tensors
+    assert found.keys() == {released_name(name) for name in origins}
+    config = hf_config(large, str(options.dtype).removeprefix("torch."))
+    (work / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    for name in TOKENIZER_FILES:
+        if (source.folder / name).is_file():
+            shutil.copyfile(source.folder / name, work / name)
+    unused = sorted(source.tensors.keys() - {origin.name for origin in origins.values()})
+    report = {
+        "plan": plan,
+        "layers": [
+            {"layer": layer, "from": of, "inserted": inserted}
+            for layer, (of, inserted) in enumerate(layer_origins(source.args, large))
+        ],
+        "tensors": {name: describe(origin) for name, origin in origins.items()},
+        "unused": unused,
+    }
+    (work / REPORT).write_text(json.dumps(report, indent=1) + "\n")
+    (work / "plan.json").unlink()
+    seal_folder(work)
+
+
+def describe(origin: Origin) -> str:
+    """Return in words what a tensor is made of."""
+    if origin.is_zero:
+        return f"zeros, in the place of {origin.name}"
+    told = [
+        f"{'rows' if dim == 0 else 'columns'} {words}"
+        for dim, axis in enumerate(origin.axes)
+        for words in _axis_words(axis)
+    ]
+    if origin.divisor != 1:
+        told.append(f"divided by {origin.divisor}")
+    return f"{origin.name}: {', '.join(told) or 'as it is'}"
+
+
+def _axis_words(axis: Any) -> Iterator[str]:
+    if axis.is_unchanged:
+        return
+    copies = sorted(set(axis.copies))
+    times = f"x{copies[0]}" if len(copies) == 1 else f"x{copies[0]} to x{copies[-1]}"
+    units = f" by {axis.unit}" if axis.unit > 1 else ""
+    yield f"{times}{units}{', divided by their copies' if axis.is_read else ''}"

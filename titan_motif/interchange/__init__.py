@@ -1,0 +1,1 @@
+"""Models as files: ours, and those that the rest of the world reads."""

@@ -1,0 +1,86 @@
+"""config.json of a Hugging Face directory, and the arguments of our network.
+
+The names are those of the released checkpoints; `lam_init`, `head_dim` and `k_ratio` are there for
+readers that know them, and follow from the rest where they are missing.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from titan_motif.model.args import Motif2ModelArgs
+
+CONFIG = "config.json"
+MODEL_TYPE = "Motif"
+
+# Ours -> theirs.
+_NAMES = {
+    "dim": "hidden_size",
+    "n_layers": "num_hidden_layers",
+    "n_heads": "num_attention_heads",
+    "n_kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "hidden_dim": "intermediate_size",
+    "grouped_ratio": "grouped_ratio",
+    "vocab_size": "vocab_size",
+    "max_seq_len": "max_position_embeddings",
+    "rope_theta": "rope_theta",
+    "norm_eps": "rms_norm_eps",
+    "attn_norm_eps": "attn_rms_norm_eps",
+    "tie_embeddings": "tie_word_embeddings",
+    "lam_init": "lam_init",
+}
+_NEEDED = ("dim", "n_layers", "n_heads", "n_kv_heads", "hidden_dim", "vocab_size")
+
+
+def hf_config(args: Motif2ModelArgs, dtype: str) -> dict[str, Any]:
+    """Return what config.json says of a network."""
+    values = {theirs: getattr(args, ours) for ours, theirs in _NAMES.items()}
+    return {
+        "architectures": ["MotifForCausalLM"],
+        "model_type": MODEL_TYPE,
+        "hidden_act": "poly_norm",
+        **values,
+        "k_ratio": 1,
+        "attention_dropout": 0.0,
+        "rope_scaling": None,
+        "use_sliding_window": False,
+        "use_cache": True,
+        "torch_dtype": dtype,
+    }
+
+
+def read_hf_config(folder: str | Path) -> Motif2ModelArgs:
+    """Return the network that a directory's config.json describes.
+
+    Raises: ValueError, one line, if it is missing, broken, of another family, or no network
+    """
+    path = Path(folder) / CONFIG
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read as JSON ({error})") from None
+    kind = found.get("model_type") if isinstance(found, dict) else None
+    if not isinstance(kind, str) or kind.lower() != MODEL_TYPE.lower():
+        raise ValueError(f"{path}: model_type is {kind!r}; {MODEL_TYPE!r} is needed")
+    missing = [_NAMES[name] for name in _NEEDED if _NAMES[name] not in found]
+    if missing:
+        raise ValueError(f"{path}: lacks {', '.join(missing)}")
+    for name, served in (("rope_scaling", (None,)), ("k_ratio", (1,))):
+        if found.get(name, served[0]) not in served:
+            raise ValueError(f"{path}: {name} is {found[name]!r}; {served[0]!r} alone is served")
+    values = {ours: found[theirs] for ours, theirs in _NAMES.items() if theirs in found}
+    values.setdefault("grouped_ratio", 1)
+    values.setdefault("head_dim", values["dim"] // values["n_heads"])
+    values.setdefault("tie_embeddings", False)
+    if values.get("lam_init") is not None:
+        values["lam_init"] = tuple(values["lam_init"])
+    else:
+        values.pop("lam_init", None)
+    try:
+        return dataclasses.replace(Motif2ModelArgs(), **values)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from None
