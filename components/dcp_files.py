@@ -1,5 +1,6 @@
 """The tensors of a DCP directory, one at a time, without the ranks that wrote it."""
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -40,5 +41,7 @@ class DcpFolder:
         """Return a tensor whole; KeyError if there is none of that name."""
         shape, dtype = self.tensors[name]
         state = {name: torch.empty(shape, dtype=dtype)}
-        dcp.load(state, storage_reader=FileSystemReader(self.folder), no_dist=True)
+        with warnings.catch_warnings():  # that this is one process, it is told every time
+            warnings.simplefilter("ignore", UserWarning)
+            dcp.load(state, storage_reader=FileSystemReader(self.folder), no_dist=True)
         return state[name]

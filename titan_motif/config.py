@@ -48,6 +48,8 @@ class ModelArguments:
     """Longest sequence that the model is meant for."""
     rope_theta: float | None = None
     """Base of the rotary position embedding."""
+    lam_init: list[float] | None = None
+    """lambda's constant for each layer, as `titan-motif grow` prints them; None is the formula."""
 
 
 @dataclass

@@ -236,7 +236,9 @@ def _describe(kind: Any) -> str:
         if typing.get_origin(member) is Literal:
             parts.append("one of " + ", ".join(map(repr, typing.get_args(member))))
         elif typing.get_origin(member) is list:
-            parts.append("a list of tables" if _item_of(member) else "a list of texts")
+            of_texts = typing.get_args(member) == (str,)
+            plain = "a list of texts" if of_texts else "a list of numbers"
+            parts.append("a list of tables" if _item_of(member) else plain)
         elif typing.get_origin(member) is dict:
             parts.append("a table of numbers")
         elif member is not type(None):

@@ -16,8 +16,8 @@ from titan_motif.components.safetensors_files import (
     write_index,
     write_shard,
 )
-from titan_motif.interchange.hf_config import hf_config
 from titan_motif.model import Motif2Model, Motif2ModelArgs
+from titan_motif.model.hf_config import hf_config
 from titan_motif.model.state_dict_adapter import released_name
 
 

@@ -170,6 +170,9 @@ def _batches(source: ModelFiles, options: Options) -> dict[str, Tensor]:
     for data in sources_of(load_config(arguments, None, reads_files=False)):
         if (data.folder / "train" / "tokens.npy").is_file():
             read = TokenFile(data.folder / "train", 2 * length).tokens[: 2 * length]
-            batches["real"] = torch.from_numpy(read.astype("int64")).view(shape)
+            if int(read.max()) >= source.args.vocab_size:
+                print("grow: the job's data are of another vocabulary: random tokens alone")
+            else:
+                batches["real"] = torch.from_numpy(read.astype("int64")).view(shape)
             break
     return batches

@@ -35,9 +35,10 @@ from titan_motif.growth.mapping import (
     map_tensors,
 )
 from titan_motif.growth.tensors import add_paired_noise, grow_tensor
-from titan_motif.interchange.hf_config import CONFIG, hf_config
-from titan_motif.interchange.model_files import ModelFiles, parameter_shapes
+from titan_motif.interchange.model_files import ModelFiles
 from titan_motif.model import Motif2ModelArgs
+from titan_motif.model.hf_config import CONFIG, hf_config
+from titan_motif.model.model import parameter_shapes
 from titan_motif.model.state_dict_adapter import our_name, released_name
 
 REPORT = "growth.json"

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from titan_motif.components.checkpoint import is_safetensors
@@ -13,8 +12,9 @@ from titan_motif.components.safetensors_files import SafetensorsFolder, TensorSh
 from titan_motif.components.seal import content_problem, is_sealed, seal_problem
 from titan_motif.config_checks import model_args
 from titan_motif.config_loading import load_config
-from titan_motif.interchange.hf_config import CONFIG, read_hf_config
-from titan_motif.model import Motif2Model, Motif2ModelArgs
+from titan_motif.model import Motif2ModelArgs
+from titan_motif.model.hf_config import CONFIG, read_hf_config
+from titan_motif.model.model import parameter_shapes
 from titan_motif.model.state_dict_adapter import our_name
 
 
@@ -59,13 +59,6 @@ def open_model(folder: str | Path, config_file: str | Path | None = None) -> Mod
         names = parameter_shapes(args)
         found = {name: shape for name, shape in found.items() if name in names or _is_ours(name)}
     return ModelFiles(folder, args, _checked(folder, args, found), read)
-
-
-def parameter_shapes(args: Motif2ModelArgs) -> dict[str, tuple[int, ...]]:
-    """Return the names and shapes of a network's tensors, in its order."""
-    with torch.device("meta"):
-        model = Motif2Model(args)
-    return {name: tuple(value.shape) for name, value in model.state_dict().items()}
 
 
 def _is_ours(name: str) -> bool:

@@ -110,7 +110,7 @@ class Motif2ModelArgs(BaseModelArgs):
         """Replace the fields whose value is not None, and check the whole again."""
         for name, value in chosen.items():
             if value is not None:
-                setattr(self, name, value)
+                setattr(self, name, tuple(value) if isinstance(value, list) else value)
         self.check()
 
     def update_from_config(self, job_config: JobConfig, **kwargs) -> None:

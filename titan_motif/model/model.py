@@ -94,3 +94,10 @@ class Motif2Model(ModelProtocol):
             record.add(seen, scalars.lam)
         h = self.norm(h)
         return F.linear(h, self.tok_embeddings.weight) if self.output is None else self.output(h)
+
+
+def parameter_shapes(args: Motif2ModelArgs) -> dict[str, tuple[int, ...]]:
+    """Return the names and shapes of a network's tensors, in its order."""
+    with torch.device("meta"):
+        model = Motif2Model(args)
+    return {name: tuple(value.shape) for name, value in model.state_dict().items()}

@@ -1,11 +1,16 @@
 """The names of the released checkpoints, and ours."""
 
 import re
+from pathlib import Path
 from typing import Any
 
+from torch.distributed.checkpoint import HuggingFaceStorageReader
 from torchtitan.protocols.state_dict_adapter import StateDictAdapter
 
+from titan_motif.components.safetensors_files import SafetensorsFolder
 from titan_motif.model.args import Motif2ModelArgs
+from titan_motif.model.hf_config import CONFIG, read_hf_config
+from titan_motif.model.model import parameter_shapes
 
 # Ours -> released; {i} is the layer.
 GLOBAL_NAMES = {
@@ -41,6 +46,48 @@ class Motif2StateDictAdapter(StateDictAdapter):
     def __init__(self, model_args: Motif2ModelArgs, hf_assets_path: str | None) -> None:
         super().__init__(model_args, hf_assets_path)
         self.model_args = model_args
+
+    def get_hf_storage_reader(
+        self, path: str, from_quantized: bool = False
+    ) -> HuggingFaceStorageReader:
+        """Return the reader of a directory of safetensors.
+
+        Raises: ValueError, one line, if its files are broken, or if they are another network's: by
+                the first tensor that is missing, left over or of another shape, and by what its
+                config.json says of constants that no tensor holds
+        """
+        problem = self._problem(Path(path))
+        if problem:
+            raise ValueError(problem)
+        return HuggingFaceStorageReader(path)
+
+    def _problem(self, folder: Path) -> str | None:
+        args = self.model_args
+        shapes = {
+            released_name(name): tuple(shape) for name, shape in parameter_shapes(args).items()
+        }
+        found = SafetensorsFolder(folder).tensors
+        for name, shape in shapes.items():
+            if name not in found:
+                return f"lacks the tensor {name}"
+            if found[name].shape != shape:
+                return f"{name} has the shape {found[name].shape}; the job's network has {shape}"
+        extra = sorted(found.keys() - shapes.keys())
+        if extra:
+            return f"the tensor {extra[0]} is none of the job's network"
+        if not (folder / CONFIG).is_file():
+            return None
+        theirs = read_hf_config(folder)
+        for name in ("layer_lam_init", "rope_theta", "norm_eps", "attn_norm_eps"):
+            then, now = getattr(theirs, name), getattr(args, name)
+            if then != now:
+                key = name.removeprefix("layer_")
+                needed = list(then) if isinstance(then, tuple) else then
+                return (
+                    f"its config.json has another {key} than the job, whose function would be "
+                    f"another: [model.args] {key} = {needed} is needed"
+                )
+        return None
 
     def to_hf(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """Rename our state dict as released; ValueError for a name that has no counterpart."""

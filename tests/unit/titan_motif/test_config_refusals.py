@@ -25,7 +25,7 @@ SERVED = {
     "save_for_all_ranks enable_wandb noise_ratio_bound",
     "model": "flavor hf_assets_path kernels attention converters print_after_conversion",
     "model.args": "dim n_layers n_heads n_kv_heads head_dim hidden_dim grouped_ratio vocab_size "
-    "max_seq_len rope_theta",
+    "max_seq_len rope_theta lam_init",
     "optimizer": "name lr beta1 beta2 eps weight_decay implementation qk_clip qk_clip_threshold "
     "qk_clip_interval qk_clip_balance",
     "optimizer.muon": "adamw_lr momentum nesterov scale coefficients polar_express_steps method "

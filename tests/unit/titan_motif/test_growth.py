@@ -18,8 +18,8 @@ from titan_motif.growth.mapping import (
     map_tensors,
 )
 from titan_motif.growth.tensors import add_paired_noise, grow_tensor
-from titan_motif.interchange.model_files import parameter_shapes
 from titan_motif.model import FLAVORS, Motif2Model, Motif2ModelArgs
+from titan_motif.model.model import parameter_shapes
 from titan_motif.model.state_dict_adapter import released_name
 
 SMALL = Motif2ModelArgs(
