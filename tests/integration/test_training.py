@@ -40,7 +40,7 @@ def test_stopping_and_resuming_changes_no_bit(rank_pool, arguments, tmp_path: Pa
         for file in (tmp_path / "halves" / "checkpoint" / f"step-{step}").iterdir():
             file.unlink()
     (tmp_path / "halves" / "checkpoint" / "step-20" / ".metadata").unlink()
-    with pytest.raises(AssertionError, match="step-20 lacks its file .metadata"):
+    with pytest.raises(AssertionError, match=r"step-20 lacks its file \.metadata"):
         rank_pool.run(run, 2, halves, str(ROOT))
 
 

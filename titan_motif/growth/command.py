@@ -4,13 +4,12 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import titan_motif.device  # noqa: F401  (before anything of torchtitan)
 
 # isort: split
 import torch
-import tyro
 from torch import Tensor
 
 from titan_motif.components.curriculum.sources import TokenFile
@@ -19,6 +18,7 @@ from titan_motif.curriculum import sources_of
 from titan_motif.growth.grow import REPORT, GrowthOptions, grow, plan_growth
 from titan_motif.growth.mapping import changes_of_function
 from titan_motif.growth.verify import Differences, compare
+from titan_motif.interchange import output_folder
 from titan_motif.interchange.model_files import ModelFiles, network_of, open_model
 
 BOUNDS = {torch.float64: 1e-10, torch.float32: 2e-5}
@@ -37,7 +37,7 @@ class Options:
     Example: titan-motif grow --from small/checkpoint/step-1000 --to data/grown --config my.toml
     """
 
-    from_: Annotated[Path, tyro.conf.arg(name="from")]
+    from_: output_folder.From
     """The small model: a DCP step, or a directory of safetensors."""
     to: Path
     """The folder to write; nothing is ever replaced."""

@@ -44,7 +44,6 @@ def hf_config(args: Motif2ModelArgs, dtype: str) -> dict[str, Any]:
         **values,
         "k_ratio": 1,
         "attention_dropout": 0.0,
-        "rope_scaling": None,
         "use_sliding_window": False,
         "use_cache": True,
         "torch_dtype": dtype,

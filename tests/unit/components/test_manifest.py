@@ -117,4 +117,5 @@ def test_another_tokenizer_is_refused(source: Path, tmp_path: Path):
     assert tokenizer_sha256(tmp_path) == digest
     with pytest.raises(ValueError, match=r"tokenizer.json: changed since preparation, or another"):
         check_tokenizer(load_manifest(source), tmp_path)
-    check_tokenizer({"tokenizer": {"sha256": digest}}, tmp_path)
+    own = {"sha256": digest, "end_of_text": "<|endoftext|>"}
+    check_tokenizer({"tokenizer": own}, tmp_path)

@@ -1,0 +1,71 @@
+"""`titan-motif import`: safetensors of the world as a step that training begins from."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import titan_motif.device  # noqa: F401  (before anything of torchtitan)
+
+# isort: split
+import torch
+from torch import Tensor
+
+from titan_motif.components.checkpoint import is_safetensors
+from titan_motif.components.curriculum.progress import byte_progress
+from titan_motif.components.dcp_stream import write_dcp
+from titan_motif.interchange import output_folder
+from titan_motif.interchange.model_files import ModelFiles, open_model
+from titan_motif.model.hf_config import CONFIG, hf_config
+
+
+@dataclass
+class Options:
+    """Write a model of safetensors as a sealed DCP directory, bit for bit.
+
+    A job begins from it with checkpoint.initial_load_path. Pickles are never read.
+
+    Example: titan-motif import --from Motif-2-12.7B --to data/imported
+    """
+
+    from_: output_folder.From
+    """A directory of safetensors under the released names, with config.json."""
+    to: Path
+    """The folder to write; nothing is ever replaced."""
+    config: Path | None = None
+    """The model's job, where there is no config.json."""
+    json: Path | None = None
+    """Write the figures to this file."""
+
+
+def main(options: Options) -> None:
+    if options.from_.is_dir() and not is_safetensors(options.from_):
+        raise ValueError(f"{options.from_}: no safetensors; nothing else is imported")
+    source = open_model(options.from_, options.config)
+    num_bytes = sum(shape.num_bytes for shape in source.tensors.values())
+    with output_folder.made(options.to, num_bytes) as work:
+        _write(work, source, num_bytes)
+    num_parameters = sum(torch.Size(shape.shape).numel() for shape in source.tensors.values())
+    print(f"import: {len(source.tensors)} tensors, {num_parameters:,} parameters in {options.to}")
+    if options.json is not None:
+        figures = {
+            "folder": str(options.to),
+            "tensors": len(source.tensors),
+            "parameters": num_parameters,
+        }
+        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def _write(work: Path, source: ModelFiles, num_bytes: int) -> None:
+    with byte_progress("importing", num_bytes) as advance:
+
+        def make(name: str) -> Tensor:
+            tensor = source.read(name)
+            if not tensor.isfinite().all():
+                raise ValueError(f"{source.folder}: {name} has values that are not finite")
+            advance(source.tensors[name].num_bytes)
+            return tensor
+
+        write_dcp(work, source.tensors, make)
+    # The network goes along: a DCP directory alone does not tell it.
+    dtype = str(source.tensors["norm.weight"].dtype).removeprefix("torch.")
+    (work / CONFIG).write_text(json.dumps(hf_config(source.args, dtype), indent=2) + "\n")

@@ -1,0 +1,38 @@
+"""A folder that appears when it is whole: written beside itself and moved into place."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+From = Annotated[Path, tyro.conf.arg(name="from")]
+"""The type of an option --from, which is no name in Python."""
+
+
+@contextmanager
+def made(folder: Path, num_bytes: int) -> Iterator[Path]:
+    """Yield a folder to write into, and move it to `folder` at the end; remove it on an error.
+
+    Raises: ValueError if something is there already, or if the disk has not the room
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder}: holds something, which is not replaced; name another folder")
+    folder.absolute().parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder.absolute().parent).free
+    if num_bytes > free:
+        raise ValueError(
+            f"{folder}: {num_bytes / 1e9:.2f} GB are needed, and {free / 1e9:.2f} GB are left"
+        )
+    work = folder.with_name(f"{folder.name}.writing")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    try:
+        yield work
+        if folder.exists():
+            folder.rmdir()
+        work.rename(folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
