@@ -135,6 +135,23 @@ class CompleteStepCheckpointManager(CheckpointManager):
             for leftover in Path(self.folder).glob(f"{_DELETING}*"):
                 shutil.rmtree(leftover, ignore_errors=True)
 
+    # ---- what is there
+
+    def wait(self) -> None:
+        """Wait for an asynchronous save that still runs."""
+        if self.save_future is not None:
+            self._async_wait()
+            self.save_future = None
+
+    def saved_steps(self) -> list[SavedStep]:
+        """Return the run's saved steps, newest first, the same on all ranks."""
+        return _from_first_rank(lambda: saved_steps(self.folder))
+
+    def content_problem(self, path: str) -> str | None:
+        """Read a sealed step, each rank its share; return what has changed, on all ranks."""
+        problem = content_problem(Path(path), dist.get_rank(), dist.get_world_size())
+        return next((problem for problem in _from_all_ranks(problem) if problem), None)
+
     # ---- loading
 
     @torch.no_grad()
@@ -146,7 +163,7 @@ class CompleteStepCheckpointManager(CheckpointManager):
         """
         if not self.enable:
             return False
-        steps = _from_first_rank(lambda: saved_steps(self.folder))
+        steps = self.saved_steps()
         if step != -1:
             return self._load_wanted(step, steps)
         if not steps:
@@ -211,10 +228,9 @@ class CompleteStepCheckpointManager(CheckpointManager):
         Raises: DifferentDataError on all ranks, if one rank's loader refuses its position
         """
         if not from_hf or is_sealed(Path(path)):
-            problem = content_problem(Path(path), dist.get_rank(), dist.get_world_size())
-            problems = [problem for problem in _from_all_ranks(problem) if problem]
-            if problems:
-                return problems[0]
+            problem = self.content_problem(path)
+            if problem:
+                return problem
         failure = None
         try:
             states = self._states_to_load(model_only)
@@ -352,8 +368,7 @@ class CompleteStepCheckpointManager(CheckpointManager):
     def close(self) -> None:
         """Wait for a running save, so that no process leaves a half-written step behind."""
         if getattr(self, "enable", False) and getattr(self, "save_future", None) is not None:
-            self._async_wait()
-            self.save_future = None
+            self.wait()
         super().close()
 
 

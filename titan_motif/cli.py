@@ -17,6 +17,7 @@ COMMANDS = {
     "grow": ("titan_motif.growth.command", "a larger model of the same function"),
     "export": ("titan_motif.interchange.export", "a step as transformers loads it"),
     "import": ("titan_motif.interchange.importing", "safetensors as a step to begin from"),
+    "average": ("titan_motif.interchange.average", "the mean of the weights of several steps"),
     "seal": ("titan_motif.seal_command", "seal a checkpoint that something else wrote"),
     "data preview": ("titan_motif.data.preview", "mixture, length, batch, rate over a run"),
     "data trace": ("titan_motif.data.trace", "which documents the sequences of a step hold"),

@@ -226,6 +226,18 @@ class Checkpoint(torchtitan_config.Checkpoint):
 
 
 @dataclass
+class MovingAverage:
+    """The mean of the last saved steps, fed back as weights (the Motif-2.6B report)."""
+
+    enable: bool = False
+    """Do so; off in every job of ours, as in the 12.7B report."""
+    interval_tokens: int = 8_000_000_000
+    """Whenever the tokens seen pass a multiple of it."""
+    num_checkpoints: int = 6
+    """Saved steps that the mean is of; while there are fewer, nothing is done."""
+
+
+@dataclass
 class ActivationCheckpoint(torchtitan_config.ActivationCheckpoint):
     """What is recomputed in the backward pass instead of kept."""
 
@@ -281,6 +293,7 @@ class JobConfig(torchtitan_config.JobConfig):
     lr_scheduler: LRScheduler = field(default_factory=LRScheduler)
     metrics: Metrics = field(default_factory=Metrics)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    moving_average: MovingAverage = field(default_factory=MovingAverage)
     activation_checkpoint: ActivationCheckpoint = field(default_factory=ActivationCheckpoint)
     comm: Comm = field(default_factory=Comm)
     validation: Validation = field(default_factory=Validation)

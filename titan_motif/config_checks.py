@@ -21,6 +21,8 @@ _AT_LEAST = {
     "training.steps": 1,
     "training.seq_len": 1,
     "training.gc_freq": 1,
+    "moving_average.interval_tokens": 1,
+    "moving_average.num_checkpoints": 2,
     "training.builtin_vocab_size": 300,
     "training.dataloader.num_workers": 0,
     "profiling.profile_freq": 1,
@@ -111,6 +113,15 @@ def _ranges(config: JobConfig) -> Iterator[Finding]:
             yield key, f"is {value_of(config, key)}; more than 0 is needed"
     if config.checkpoint.keep_latest_k == 1:
         yield "checkpoint.keep_latest_k", "is 1; 0 (keep all) or at least 2 is needed"
+    average = config.moving_average
+    if average.enable and not config.checkpoint.enable:
+        yield "moving_average.enable", "is true; it needs checkpoint.enable"
+    kept = config.checkpoint.keep_latest_k
+    if average.enable and 0 < kept < average.num_checkpoints:
+        yield (
+            "moving_average.num_checkpoints",
+            f"is {average.num_checkpoints}; checkpoint.keep_latest_k keeps {kept}",
+        )
     if config.debug.seed is not None and config.debug.seed < 0:
         yield "debug.seed", f"is {config.debug.seed}; at least 0 is needed"
     option = config.activation_checkpoint.selective_ac_option

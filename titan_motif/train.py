@@ -36,6 +36,7 @@ from titan_motif.components.checkpoint import CheckpointError, CompleteStepCheck
 from titan_motif.components.curriculum.loader import Batch, LoaderError, describe_step
 from titan_motif.components.curriculum.schedule import Step
 from titan_motif.components.metrics import average_tokens_per_second, read_history
+from titan_motif.components.moving_average import feed_back, passes_multiple
 from titan_motif.components.muon import TooManySkippedSteps
 from titan_motif.config import JobConfig
 from titan_motif.config_loading import ConfigError, load_config
@@ -87,6 +88,7 @@ class MotifTrainer(torchtitan.train.Trainer):
             yield inputs, labels
 
     def train_step(self, data_iterator) -> None:
+        self._feed_back_average()
         step = self._begin_data_step()
         self.step_tokens = step.tokens
         self.lr_schedulers.begin_step(step.tokens)
@@ -95,6 +97,25 @@ class MotifTrainer(torchtitan.train.Trainer):
         self.tokens_seen += step.tokens
         if self.step == self.first_step:
             self._shorten_timeouts()
+
+    def _feed_back_average(self) -> None:
+        """Before a step whose predecessor passed a multiple of the interval, take the average up.
+
+        It follows from the tokens alone, so that a run that is resumed there does it too.
+        """
+        average, read = self.job_config.moving_average, self.dataloader.next_step
+        if not average.enable or read == 0:
+            return
+        before = self.tokens_seen - self.dataloader.plan.step(read - 1).tokens
+        if not passes_multiple(before, self.tokens_seen, average.interval_tokens):
+            return
+        (model,) = self.model_parts
+        last, wanted = self.step - 1, average.num_checkpoints
+        steps = feed_back(model, self.checkpointer, last, wanted)
+        if steps is None:
+            logger.info(f"moving average: fewer than {wanted} saved steps by step {last}: left out")
+        else:
+            logger.info(f"moving average: the weights are the mean of steps {steps} from here on")
 
     def _report_of_data(self, begin_step: int, end_step: int) -> dict[str, float]:
         # A run that reads its data from the beginning again has other numbers for its steps.

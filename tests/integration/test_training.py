@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import os
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -240,3 +241,44 @@ def test_the_plugin_works_under_torchtitans_own_trainer(rank_pool, arguments, tm
     arguments = elsewhere(arguments, tmp_path / "theirs")
     rank_pool.run(run_under_torchtitan, 2, str(ROOT), arguments)
     assert losses(tmp_path / "theirs") == losses(tmp_path / "ours")
+
+
+def test_a_moving_average_is_fed_back_and_outlives_a_stop(rank_pool, arguments, tmp_path: Path):
+    """192 tokens a step: the 1920th are passed with step 10, when 5 and 10 are saved."""
+    plain = elsewhere(arguments, tmp_path / "plain")
+    rank_pool.run(run, 2, [*plain, "--summary.enable=false"], str(ROOT))
+    average = ["--moving_average.enable", "--moving_average.interval_tokens", "1920"]
+    average += ["--moving_average.num_checkpoints", "2", "--summary.enable=false"]
+    (log, _) = rank_pool.run(run, 2, [*arguments, *average], str(ROOT))
+    told = [line for line in log if line.startswith("moving average")]
+    assert told == ["moving average: the weights are the mean of steps [10, 5] from here on"]
+    then, now = losses(tmp_path / "plain"), losses(tmp_path / "run")
+    assert [step for step in then if then[step] != now[step]] == list(range(11, 21))
+    halves = [*elsewhere(arguments, tmp_path / "halves"), *average]
+    rank_pool.run(run, 2, halves, str(ROOT), 10)
+    (log, _) = rank_pool.run(run, 2, halves, str(ROOT))
+    assert told[0] in log
+    assert losses(tmp_path / "halves") == now
+
+
+def test_one_run_goes_on_under_other_layouts(rank_pool, arguments, tmp_path: Path):
+    """10 steps on FSDP 2, then on TP 2, on one rank and on FSDP 3."""
+    more = ["--training.steps", "20", "--summary.enable=false", "--checkpoint.async_mode=disabled"]
+    more += ["--model.args.n_heads", "10", "--model.args.n_kv_heads", "4"]
+    rank_pool.run(run, 2, [*arguments, *more], str(ROOT))
+    whole = losses(tmp_path / "run")
+    for step in (15, 20):
+        shutil.rmtree(tmp_path / "run" / "checkpoint" / f"step-{step}")
+    for name, ranks, layout in (
+        ("tensor parallel", 2, ["--parallelism.tensor_parallel_degree", "2"]),
+        ("one", 1, []),
+        ("three", 3, []),
+    ):
+        shutil.copytree(tmp_path / "run" / "checkpoint", tmp_path / name / "checkpoint")
+        argv = [*elsewhere(arguments, tmp_path / name), *more, *layout]
+        log = rank_pool.run(run, ranks, argv, str(ROOT))[0]
+        assert any(line.startswith("continuing from step 10 ") for line in log)
+        found = losses(tmp_path / name)
+        assert sorted(found) == list(range(11, 21)), name
+        for step, loss in found.items():
+            assert loss == pytest.approx(whole[step], abs=1e-4), (name, step)

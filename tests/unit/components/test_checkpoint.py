@@ -27,6 +27,7 @@ from titan_motif.components.checkpoint import (
     saved_steps,
 )
 from titan_motif.components.lr_schedule import TokenScheduler, WarmupStableDecay
+from titan_motif.components.moving_average import feed_back, passes_multiple
 from titan_motif.components.seal import seal_problem
 
 
@@ -470,3 +471,26 @@ def test_a_step_of_another_program_counts_once_it_is_sealed(job, folder: Path, c
     assert cli.main(["seal", str(step)]) == 1
     assert "bytes; its .metadata needs" in capsys.readouterr().err
     assert not (step / "seal.json").exists()
+
+
+def test_the_mean_of_the_last_steps_is_fed_back(job, folder: Path):
+    writer, seen = job(), {}
+    for step in (10, 20, 30):
+        writer.train(step)
+        seen[step] = writer.model.weight.detach().clone()
+    writer.train(35)
+    before = writer.model.weight.detach().clone()
+    assert feed_back(writer.model, writer.manager, 30, 4) is None
+    assert torch.equal(writer.model.weight, before)
+    assert feed_back(writer.model, writer.manager, 29, 2) == [20, 10]
+    assert torch.allclose(writer.model.weight, (seen[20] + seen[10]) / 2, rtol=1e-6)
+    assert feed_back(writer.model, writer.manager, 30, 3) == [30, 20, 10]
+    assert torch.allclose(writer.model.weight, sum(seen.values()) / 3, rtol=1e-6)
+    flip_a_bit(folder / "step-20")
+    with pytest.raises(CheckpointError, match=r"step-20: has changed .*; the moving average needs"):
+        feed_back(writer.model, writer.manager, 30, 3)
+
+
+def test_multiples_are_passed_once():
+    passed = [passes_multiple(n, n + 3, 10) for n in range(0, 30, 3)]
+    assert passed == [False, False, False, True, False, False, True, False, False, True]

@@ -45,6 +45,7 @@ SERVED = {
     "activation_checkpoint": "mode selective_ac_option "
     "per_op_sac_force_recompute_mm_shapes_by_fqns early_stop memory_budget "
     "visualize_memory_budget_pareto preserve_rng_state determinism_check debug",
+    "moving_average": "enable interval_tokens num_checkpoints",
     "compile": "enable components backend",
     "quantize.linear.float8": "enable_fsdp_float8_all_gather recipe_name filter_fqns emulate "
     "precompute_float8_dynamic_scale_for_fsdp",

@@ -1,0 +1,43 @@
+"""A simple moving average of weights, fed back into training: the mean of the last saved steps."""
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import nn
+
+from titan_motif.components.checkpoint import CheckpointError, CompleteStepCheckpointManager
+
+
+def passes_multiple(tokens_before: int, tokens: int, interval: int) -> bool:
+    """Return whether a multiple of the interval lies within (tokens_before, tokens]."""
+    return tokens // interval > tokens_before // interval
+
+
+@torch.no_grad()
+def feed_back(
+    model: nn.Module, manager: CompleteStepCheckpointManager, step: int, num_steps: int
+) -> list[int] | None:
+    """Set a model's parameters to their mean over the newest saved steps up to `step`.
+
+    Every rank reads what it holds, one saved step at a time.
+
+    Returns: the steps, newest first; None, and nothing is changed, while there are fewer
+    Raises:  CheckpointError if one of them cannot be read
+    """
+    manager.wait()
+    saved = [s for s in manager.saved_steps() if s.problem is None and s.step <= step]
+    if len(saved) < num_steps:
+        return None
+    state = model.state_dict()
+    kinds = {name: torch.promote_types(v.dtype, torch.float32) for name, v in state.items()}
+    total = {name: torch.zeros_like(v, dtype=kinds[name]) for name, v in state.items()}
+    read = {name: torch.empty_like(value) for name, value in state.items()}
+    for one in saved[:num_steps]:
+        problem = manager.content_problem(one.path)
+        if problem:
+            raise CheckpointError(f"{one.path}: {problem}; the moving average needs it")
+        dcp.load(read, checkpoint_id=one.path)
+        for name, value in read.items():
+            total[name] += value
+    for name, value in state.items():
+        value.copy_(total[name] / num_steps)
+    return [one.step for one in saved[:num_steps]]
