@@ -261,7 +261,8 @@ class CompleteStepCheckpointManager(CheckpointManager):
                 "checkpoint.initial_load_in_hf loads the model alone; set "
                 "checkpoint.initial_load_model_only"
             )
-        problem = _from_first_rank(lambda: beginning_problem(path))
+        constants_problem = getattr(self.sd_adapter, "constants_problem", lambda folder: None)
+        problem = _from_first_rank(lambda: beginning_problem(path) or constants_problem(Path(path)))
         if problem:
             raise CheckpointError(f"{path}: the checkpoint to begin from {problem}")
         failure = self._failure_to_load(

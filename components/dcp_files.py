@@ -12,9 +12,11 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from titan_motif.components.safetensors_files import TensorShape
 from titan_motif.components.seal import content_problem, seal_problem
 
+OPTIMIZER = "optimizer."
+
 
 class DcpFolder:
-    """The tensors of a sealed step; the optimizer's and the trainer's states are left out.
+    """The tensors of a sealed step: the model's, and in `states` the optimizer's.
 
     Args:
         reads_whole: whether to read the files against their seal first
@@ -31,15 +33,17 @@ class DcpFolder:
         if problem is not None:
             raise ValueError(f"{self.folder}: {problem}")
         entries = FileSystemReader(self.folder).read_metadata().state_dict_metadata
-        self.tensors = {
+        found = {
             name: TensorShape(tuple(entry.size), entry.properties.dtype)
             for name, entry in entries.items()
-            if isinstance(entry, TensorStorageMetadata) and not name.startswith("optimizer.")
+            if isinstance(entry, TensorStorageMetadata)
         }
+        self.tensors = {n: s for n, s in found.items() if not n.startswith(OPTIMIZER)}
+        self.states = {n: s for n, s in found.items() if n.startswith(OPTIMIZER)}
 
     def read(self, name: str) -> Tensor:
         """Return a tensor whole; KeyError if there is none of that name."""
-        shape, dtype = self.tensors[name]
+        shape, dtype = (self.tensors | self.states)[name]
         state = {name: torch.empty(shape, dtype=dtype)}
         with warnings.catch_warnings():  # that this is one process, it is told every time
             warnings.simplefilter("ignore", UserWarning)

@@ -45,7 +45,7 @@ class SealingWriter(FileSystemWriter):
         return done
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
-        """Write the .metadata, then the seal; on the first rank."""
+        """Write the .metadata, then the seal, of what lies there already too; on the first rank."""
         super().finish(metadata, results)
         folder = Path(self.path)
         files = dict(
@@ -54,7 +54,13 @@ class SealingWriter(FileSystemWriter):
             for result in of_rank
             if isinstance(result, _SealedResult) and result.file is not None
         )
-        write_seal(folder, files | {METADATA: hash_file(folder / METADATA)})
+        _seal(folder, files)
+
+
+def _seal(folder: Path, files: dict[str, dict[str, Any]]) -> None:
+    """Seal these files and all others of the folder, the .metadata among them."""
+    others = (path for path in folder.iterdir() if path.is_file() and path.name not in files)
+    write_seal(folder, files | {path.name: hash_file(path) for path in others})
 
 
 def _part(index: MetadataIndex, where: Any) -> Part:
@@ -84,4 +90,4 @@ def seal_dcp(folder: Path) -> None:
         if size < needed:
             raise ValueError(f"{path}: {size} bytes; its .metadata needs {needed}")
     files = {name: hash_file(folder / name, parts) for name, parts in by_file.items()}
-    write_seal(folder, files | {METADATA: hash_file(folder / METADATA)})
+    _seal(folder, files)

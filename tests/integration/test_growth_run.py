@@ -48,6 +48,7 @@ def test_grow_trains_on_from_the_loss_of_the_small_model(
     assert content["differences"]["random float32"]["logits"] < 2e-5
 
     small = [*elsewhere(arguments, tmp_path / "small"), *LAYERS, *begin_from(trained)]
+    small += ["--training.steps", "1"]
     rank_pool.run(run, 2, small, str(ROOT))
     wide = [*elsewhere(arguments, tmp_path / "wide"), *LAYERS, *begin_from(grown)]
     wide += ["--checkpoint.initial_load_in_hf"]
@@ -59,6 +60,28 @@ def test_grow_trains_on_from_the_loss_of_the_small_model(
     then, now = losses(tmp_path / "small"), losses(tmp_path / "wide")
     assert now[1] == pytest.approx(then[1], abs=1e-5)
     assert sum(now[step] for step in (18, 19, 20)) < sum(now[step] for step in (1, 2, 3))
+
+    # With the optimizer's states grown too.
+    assert (
+        cli.main(
+            [
+                *command[:3],
+                "--to",
+                str(tmp_path / "with"),
+                *command[5:],
+                "--no-verify",
+                "--optimizer",
+                "grown",
+            ]
+        )
+        == 0
+    )
+    states = begin_from(tmp_path / "with")[:2]
+    states += ["--checkpoint.initial_load_model_only=false", "--training.steps", "3"]
+    states += ["--checkpoint.exclude_from_loading", "lr_scheduler,dataloader,train_state"]
+    taken = [*elsewhere(wide, tmp_path / "taken"), "--checkpoint.initial_load_in_hf=false", *states]
+    rank_pool.run(run, 2, taken, str(ROOT))
+    assert losses(tmp_path / "taken")[1] == pytest.approx(then[1], abs=1e-5)
 
     # Two copies of a hidden unit compute the same at first, and something else after 20 steps.
     before = load_file(grown / "model.safetensors")["model.layers.0.mlp.gate_proj.weight"]

@@ -54,6 +54,10 @@ class Options:
     receive equal gradients and never part."""
     seed: int = 0
     """Of the noise."""
+    optimizer: Literal["reset", "grown"] = "reset"
+    """'grown' writes a DCP step with the optimizer's states grown like the gradients; a job begins
+    from it with initial_load_model_only = false, and with lr_scheduler, dataloader and train_state
+    in exclude_from_loading."""
     shard_gigabytes: float = 4.0
     """Largest file, but for a tensor that is larger."""
     verify: bool = True
@@ -79,7 +83,8 @@ def main(options: Options) -> None:
     if options.dtype != "same":
         dtype = getattr(torch, options.dtype)
     max_bytes = round(options.shard_gigabytes * 1e9)
-    how = GrowthOptions(dtype, options.snr_db, options.seed, max_bytes)
+    with_optimizer = options.optimizer == "grown"
+    how = GrowthOptions(dtype, options.snr_db, options.seed, max_bytes, with_optimizer)
     folder = grow(source, large, options.to, how)
     grown = open_model(folder)
     seconds = time.perf_counter() - begin

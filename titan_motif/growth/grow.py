@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from titan_motif.components.curriculum.progress import byte_progress
+from titan_motif.components.dcp_stream import write_dcp
 from titan_motif.components.file_hashes import file_sha256
 from titan_motif.components.safetensors_files import (
     SafetensorsFolder,
@@ -34,7 +35,7 @@ from titan_motif.growth.mapping import (
     layer_origins,
     map_tensors,
 )
-from titan_motif.growth.tensors import add_paired_noise, grow_tensor
+from titan_motif.growth.tensors import add_paired_noise, grow_moment, grow_tensor
 from titan_motif.interchange.model_files import ModelFiles
 from titan_motif.model import Motif2ModelArgs
 from titan_motif.model.hf_config import CONFIG, hf_config
@@ -42,6 +43,7 @@ from titan_motif.model.model import parameter_shapes
 from titan_motif.model.state_dict_adapter import our_name, released_name
 
 REPORT = "growth.json"
+STATE = "optimizer.state."
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "token_bytes.npy")
 
 
@@ -54,6 +56,8 @@ class GrowthOptions:
     """Signal-to-noise ratio of the paired noise, in decibels; None adds none."""
     seed: int = 0
     max_shard_bytes: int = 4_000_000_000
+    with_optimizer: bool = False
+    """Write a DCP step with the optimizer's states grown too, in place of safetensors."""
 
 
 def plan_growth(
@@ -90,36 +94,78 @@ def grow(source: ModelFiles, large: Motif2ModelArgs, to: Path, options: GrowthOp
         released_name(name): TensorShape(shape, _dtype_of(name, options.dtype))
         for name, shape in parameter_shapes(large).items()
     }
+    if options.with_optimizer and not source.states:
+        raise GrowthError(f"{source.folder}: has no optimizer's states to grow")
     shards = cut_into_shards(shapes, options.max_shard_bytes)
     plan = _plan(source, large, options)
     if to.exists():
         return _already_there(to, plan)
     work = to.with_name(f"{to.name}.growing")
-    _take_up(work, plan, sum(shape.num_bytes for shape in shapes.values()))
+    states = _state_shapes(source, origins) if options.with_optimizer else {}
+    total = sum(shape.num_bytes for shape in (*shapes.values(), *states.values()))
+    _take_up(work, plan, total)
 
-    def make(theirs: str) -> Tensor:
-        name = our_name(theirs)
+    def make(name: str) -> Tensor:
         origin = origins[name]
         grown = grow_tensor(origin, source.read(origin.name), _dtype_of(name, options.dtype))
         if options.snr_db is not None:
             add_paired_noise(grown, origin, name, options.seed, options.snr_db)
-        advance(shapes[theirs].num_bytes)
+        advance(shapes[released_name(name)].num_bytes)
         return grown
 
+    def make_any(name: str) -> Tensor:
+        if name not in states:
+            return make(name)
+        advance(states[name].num_bytes)
+        return _grown_state(source, origins, name)
+
+    if options.with_optimizer:
+        ours = {our_name(theirs): shape for theirs, shape in shapes.items()}
+        _write_beside(work, source, large, origins, plan, options)
+        with byte_progress("growing", total) as advance:
+            write_dcp(work, ours | states, make_any)
+        os.rename(work, to)
+        return to
     done = sum(
         shape.num_bytes
         for name, shard in shards.items()
         for shape in shard.values()
         if (work / name).exists()
     )
-    total = sum(shape.num_bytes for shape in shapes.values())
     with byte_progress("growing", total, done) as advance:
         for name, shard in shards.items():
             if not (work / name).exists():
-                write_shard(work / name, shard, make)
-    _finish(work, shards, source, large, origins, plan, options)
+                write_shard(work / name, shard, lambda theirs: make(our_name(theirs)))
+    write_index(work, shards)
+    assert SafetensorsFolder(work).tensors.keys() == shapes.keys()
+    _write_beside(work, source, large, origins, plan, options)
+    seal_folder(work)
     os.rename(work, to)
     return to
+
+
+def _state_shapes(source: ModelFiles, origins: dict[str, Origin]) -> dict[str, TensorShape]:
+    """Return the optimizer's states of the large model: those of each tensor's origin."""
+    shapes = {}
+    for name, origin in origins.items():
+        prefix = f"{STATE}{origin.name}."
+        for state, shape in source.states.items():
+            kind = state.removeprefix(prefix)
+            if not state.startswith(prefix) or "." in kind:
+                continue
+            grown = tuple(len(axis.index) * axis.unit for axis in origin.axes)
+            is_number = not shape.shape
+            shapes[f"{STATE}{name}.{kind}"] = shape if is_number else shape._replace(shape=grown)
+    return shapes
+
+
+def _grown_state(source: ModelFiles, origins: dict[str, Origin], state: str) -> Tensor:
+    name, _, kind = state.removeprefix(STATE).rpartition(".")
+    origin = origins[name]
+    read = source.read(f"{STATE}{origin.name}.{kind}")
+    if read.ndim == 0:  # the number of steps
+        return read
+    return grow_moment(origin, read, 2 if kind == "exp_avg_sq" else 1)
 
 
 def _dtype_of(name: str, dtype: torch.dtype) -> torch.dtype:
@@ -143,6 +189,7 @@ def _plan(source: ModelFiles, large: Motif2ModelArgs, options: GrowthOptions) ->
         "dtype": str(options.dtype).removeprefix("torch."),
         "snr_db": options.snr_db,
         "seed": options.seed,
+        "with_optimizer": options.with_optimizer,
         "max_shard_bytes": options.max_shard_bytes,
     }
 
@@ -176,19 +223,15 @@ def _take_up(work: Path, plan: dict[str, Any], num_bytes: int) -> None:
         )
 
 
-def _finish(
+def _write_beside(
     work: Path,
-    shards: dict[str, dict[str, TensorShape]],
     source: ModelFiles,
     large: Motif2ModelArgs,
     origins: dict[str, Origin],
     plan: dict[str, Any],
     options: GrowthOptions,
 ) -> None:
-    """Write index, config.json, tokenizer and report beside the tensors, and seal all of it."""
-    write_index(work, shards)
-    found = SafetensorsFolder(work).tensors
-    assert found.keys() == {released_name(name) for name in origins}
+    """Write config.json, tokenizer and report; the plan of the work is no more needed."""
     config = hf_config(large, str(options.dtype).removeprefix("torch."))
     (work / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     for name in TOKENIZER_FILES:
@@ -206,7 +249,6 @@ def _finish(
     }
     (work / REPORT).write_text(json.dumps(report, indent=1) + "\n")
     (work / "plan.json").unlink()
-    seal_folder(work)
 
 
 def describe(origin: Origin) -> str:

@@ -53,6 +53,9 @@ class Origin:
     axes: tuple[Axis, ...]
     is_zero: bool = False
     """Whether it is that tensor's shape alone: of what an inserted block writes."""
+    is_new: bool = False
+    """Whether it belongs to an inserted block, or shares its origin with another tensor: its
+    gradients are not the small one's."""
     divisor: int = 1
     """What all of it is divided by, beside its axes' copies."""
 
@@ -141,25 +144,27 @@ def map_tensors(small: Motif2ModelArgs, large: Motif2ModelArgs) -> dict[str, Ori
     vocabulary = Axis(tuple(range(small.vocab_size)))
     embedding = "tok_embeddings.weight"
     output = embedding if small.tie_embeddings else "output.weight"
-    origins = {embedding: Origin(embedding, (vocabulary, width))}
+    is_parted = small.tie_embeddings and not large.tie_embeddings
+    origins = {embedding: Origin(embedding, (vocabulary, width), is_new=is_parted)}
     layers = layer_origins(small, large)
-    for layer, (source, _) in enumerate(layers):
+    for layer, (source, is_inserted) in enumerate(layers):
         for name in _scalar_names(large):
             size = 3 if name == "poly_weight" else 1 if name == "poly_bias" else small.head_dim
+            axes = (Axis(tuple(range(size))),)
             origins[f"scalars.layers.{layer}.{name}"] = Origin(
-                f"scalars.layers.{source}.{name}", (Axis(tuple(range(size))),)
+                f"scalars.layers.{source}.{name}", axes, is_new=is_inserted
             )
     for layer, (source, is_inserted) in enumerate(layers):
         for name, axes in _block_axes(small, large).items():
             writes = name in ("attention.o_proj.weight", "feed_forward.down_proj.weight")
             origins[f"layers.{layer}.{name}"] = Origin(
-                f"layers.{source}.{name}", axes, is_zero=is_inserted and writes
+                f"layers.{source}.{name}", axes, is_inserted and writes, is_new=is_inserted
             )
     # A tied output reads the copies undivided: the norm before it is divided instead.
     divisor = large.dim // small.dim if large.tie_embeddings else 1
     origins["norm.weight"] = Origin("norm.weight", (width,), divisor=divisor)
     if not large.tie_embeddings:
-        origins["output.weight"] = Origin(output, (vocabulary, read_width))
+        origins["output.weight"] = Origin(output, (vocabulary, read_width), is_new=is_parted)
     return origins
 
 

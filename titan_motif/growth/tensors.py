@@ -30,6 +30,30 @@ def grow_tensor(origin: Origin, source: Tensor, dtype: torch.dtype) -> Tensor:
     return grown.to(dtype)
 
 
+@torch.no_grad()
+def grow_moment(origin: Origin, source: Tensor, power: int) -> Tensor:
+    """Return a moment of a large tensor's gradients from that of the small one's.
+
+    What a copied output feeds is divided by its copies, and so is its gradient; copied inputs see
+    the gradient whole. Of an inserted block nothing is known: zeros, as of an inserted tensor.
+
+    Equation: the moment of g^power, of a gradient that is a factor of the small one's
+    Departs:  where copied keys serve other groups each, theirs are the mean of what they would be
+    """
+    shape = [len(axis.index) * axis.unit for axis in origin.axes]
+    if origin.is_new:
+        return torch.zeros(shape, dtype=source.dtype)
+    grown = source
+    for dim, axis in enumerate(origin.axes):
+        if axis.is_unchanged:
+            continue
+        grown = grown.index_select(dim, element_index(axis))
+        if not axis.is_read:
+            copies = torch.tensor(axis.copies, dtype=grown.dtype).repeat_interleave(axis.unit)
+            grown = grown / (copies**power if dim == grown.ndim - 1 else copies[:, None] ** power)
+    return grown * origin.divisor**power
+
+
 def element_index(axis: Axis) -> Tensor:
     """Return, of each large row or column, the small one's."""
     units = torch.tensor(axis.index)[:, None] * axis.unit

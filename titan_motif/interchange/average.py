@@ -49,6 +49,8 @@ def main(options: Options) -> None:
             raise ValueError(f"{model.folder}: {name} is of another dtype than in the others")
     num_bytes = sum(shape.num_bytes for shape in tensors.values())
     with output_folder.made(options.to, num_bytes) as work:
+        dtype = str(tensors["norm.weight"].dtype).removeprefix("torch.")
+        (work / CONFIG).write_text(json.dumps(hf_config(models[0].args, dtype), indent=2) + "\n")
         with byte_progress("averaging", num_bytes) as advance:
 
             def make(name: str) -> Tensor:
@@ -56,8 +58,6 @@ def main(options: Options) -> None:
                 return mean_of(models, name)
 
             write_dcp(work, tensors, make)
-        dtype = str(tensors["norm.weight"].dtype).removeprefix("torch.")
-        (work / CONFIG).write_text(json.dumps(hf_config(models[0].args, dtype), indent=2) + "\n")
     names = [model.folder.name for model in models]
     print(f"average: {', '.join(names)} in {options.to}")
     if options.json is not None:

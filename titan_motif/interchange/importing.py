@@ -56,6 +56,9 @@ def main(options: Options) -> None:
 
 
 def _write(work: Path, source: ModelFiles, num_bytes: int) -> None:
+    # The network goes along: a DCP directory alone does not tell it.
+    dtype = str(source.tensors["norm.weight"].dtype).removeprefix("torch.")
+    (work / CONFIG).write_text(json.dumps(hf_config(source.args, dtype), indent=2) + "\n")
     with byte_progress("importing", num_bytes) as advance:
 
         def make(name: str) -> Tensor:
@@ -66,6 +69,3 @@ def _write(work: Path, source: ModelFiles, num_bytes: int) -> None:
             return tensor
 
         write_dcp(work, source.tensors, make)
-    # The network goes along: a DCP directory alone does not tell it.
-    dtype = str(source.tensors["norm.weight"].dtype).removeprefix("torch.")
-    (work / CONFIG).write_text(json.dumps(hf_config(source.args, dtype), indent=2) + "\n")

@@ -1,7 +1,8 @@
 """A model as a directory holds it: its network, and its tensors by our names, one at a time."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from torch import Tensor
@@ -26,7 +27,9 @@ class ModelFiles(NamedTuple):
     tensors: dict[str, TensorShape]
     """By our names, in the network's order."""
     read: Callable[[str], Tensor]
-    """Returns a tensor by our name."""
+    """Returns a tensor by our name, or a state by its own."""
+    states: Mapping[str, TensorShape] = MappingProxyType({})
+    """The optimizer's, as optimizer.state.NAME.STATE; of a step that has them."""
 
 
 def open_model(folder: str | Path, config_file: str | Path | None = None) -> ModelFiles:
@@ -53,12 +56,14 @@ def open_model(folder: str | Path, config_file: str | Path | None = None) -> Mod
             raise ValueError(f"{folder}: {error}") from None
         found = {ours: files.tensors[name] for ours, name in theirs.items()}
         read = lambda name: files.read(theirs[name])  # noqa: E731
+        states: Mapping[str, TensorShape] = {}
     else:
         step = DcpFolder(folder)
+        states = step.states
         found, read = step.tensors, step.read
         names = parameter_shapes(args)
         found = {name: shape for name, shape in found.items() if name in names or _is_ours(name)}
-    return ModelFiles(folder, args, _checked(folder, args, found), read)
+    return ModelFiles(folder, args, _checked(folder, args, found), read, states)
 
 
 def _is_ours(name: str) -> bool:

@@ -75,6 +75,14 @@ class Motif2StateDictAdapter(StateDictAdapter):
         extra = sorted(found.keys() - shapes.keys())
         if extra:
             return f"the tensor {extra[0]} is none of the job's network"
+        return self.constants_problem(folder)
+
+    def constants_problem(self, folder: Path) -> str | None:
+        """Return what a directory's config.json says that the job's network has otherwise.
+
+        Of what no tensor holds, and the function depends on; None if there is no config.json.
+        """
+        args = self.model_args
         if not (folder / CONFIG).is_file():
             return None
         theirs = read_hf_config(folder)

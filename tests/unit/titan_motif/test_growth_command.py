@@ -15,12 +15,13 @@ import titan_motif.device  # noqa: F401
 from safetensors.torch import load_file
 
 from titan_motif import cli
+from titan_motif.components.dcp_files import DcpFolder
 from titan_motif.components.seal import content_problem
 from titan_motif.components.sealing_writer import SealingWriter
 from titan_motif.growth import grow as growing
 from titan_motif.growth.grow import plan_growth
 from titan_motif.growth.mapping import map_tensors
-from titan_motif.growth.tensors import grow_tensor
+from titan_motif.growth.tensors import grow_moment, grow_tensor
 from titan_motif.model import Motif2ModelArgs
 from titan_motif.model.state_dict_adapter import our_name
 
@@ -191,3 +192,38 @@ def test_grow_finds_that_the_function_was_not_kept(small, job, tmp_path, monkeyp
     told = failure(capsys, small, tmp_path / "large", job)
     assert "the grown model computes something else: hidden states differ by" in told
     assert "after 2 layers" in told
+
+
+def test_grow_takes_the_optimizer_along(model, job: Path, tmp_path: Path, capsys):
+    step = tmp_path / "run" / "checkpoint" / "step-5"
+    state = model.state_dict()
+    q, norm = "layers.1.attention.q_proj.weight", "norm.weight"
+    torch.manual_seed(1)
+    states = {
+        f"optimizer.state.{q}.momentum": torch.randn_like(state[q]),
+        f"optimizer.state.{norm}.exp_avg": torch.randn(16),
+        f"optimizer.state.{norm}.exp_avg_sq": torch.rand(16),
+        f"optimizer.state.{norm}.step": torch.tensor(5.0),
+    }
+    dcp.save(state | states, storage_writer=SealingWriter(step), no_dist=True)
+    resolved = tmp_path / "run" / "config.resolved.toml"
+    resolved.write_text('[model]\nname = "motif2"\nflavor = "debug"\n' + overrides(SMALL))
+    assert grow(step, tmp_path / "large", job, "--optimizer", "grown") == 0
+    found = DcpFolder(tmp_path / "large")
+    origins = map_tensors(SMALL, LARGE)
+    for name in origins:
+        expected = grow_tensor(origins[name], state[origins[name].name], torch.float32)
+        assert torch.equal(found.read(name), expected), name
+    momentum = grow_moment(origins[q], states[f"optimizer.state.{q}.momentum"], 1)
+    assert torch.equal(found.read(f"optimizer.state.{q}.momentum"), momentum)
+    inserted = found.read("optimizer.state.layers.2.attention.q_proj.weight.momentum")
+    assert inserted.shape == (40, 32)
+    assert not inserted.any()
+    squares = states[f"optimizer.state.{norm}.exp_avg_sq"].repeat(2) / 4
+    assert torch.equal(found.read(f"optimizer.state.{norm}.exp_avg_sq"), squares)
+    assert found.read(f"optimizer.state.{norm}.step") == 5
+    assert len(found.states) == 5
+    assert content_problem(tmp_path / "large") is None
+    write_model(tmp_path / "bare", model)
+    told = failure(capsys, tmp_path / "bare", tmp_path / "other", job, "--optimizer", "grown")
+    assert told == f"error: {tmp_path / 'bare'}: has no optimizer's states to grow"
