@@ -24,7 +24,7 @@ from titan_motif.interchange.model_files import ModelFiles, network_of, open_mod
 BOUNDS = {torch.float64: 1e-10, torch.float32: 2e-5}
 """How far logits and hidden states may be apart where nothing but the arithmetic's dtype rounds."""
 ROUNDING = {torch.bfloat16: 2.0**-8, torch.float32: 2.0**-23, torch.float64: 0.0}
-"""What a weight is rounded by where noise, or a division by other than a power of 2, is stored."""
+"""What a weight is rounded by where a division by other than a power of 2 is stored."""
 
 
 @dataclass
@@ -132,16 +132,14 @@ def _verify(
                 f"{max(differences.hidden):.2e}, of logits {differences.logits:.2e}"
             )
             if not changes:
-                rounding = _stored_rounding(source, grown, options, stored)
+                rounding = _stored_rounding(source, grown, stored)
                 _check(differences, max(bound, 8 * rounding))
     for name, told in changes.items():
         print(f"grow: {name} {told} was allowed: the differences above are its effect")
     return found
 
 
-def _stored_rounding(
-    source: ModelFiles, grown: ModelFiles, options: Options, stored: torch.dtype
-) -> float:
+def _stored_rounding(source: ModelFiles, grown: ModelFiles, stored: torch.dtype) -> float:
     """Return what the stored weights are rounded by: nothing, if copies are halved alone."""
     small, large = source.args, grown.args
     times = (
@@ -149,7 +147,7 @@ def _stored_rounding(
         large.hidden_dim // small.hidden_dim,
         large.num_signal_heads // small.num_signal_heads,
     )
-    is_exact = all(n & (n - 1) == 0 for n in times) and options.snr_db is None
+    is_exact = all(n & (n - 1) == 0 for n in times)
     is_narrower = stored.itemsize < source.tensors["norm.weight"].dtype.itemsize
     is_exact = is_exact and large.num_signal_heads % small.num_signal_heads == 0
     return 0.0 if is_exact and not is_narrower else ROUNDING[stored]

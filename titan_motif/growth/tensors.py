@@ -62,13 +62,14 @@ def element_index(axis: Axis) -> Tensor:
 
 @torch.no_grad()
 def add_paired_noise(grown: Tensor, origin: Origin, name: str, seed: int, snr_db: float) -> None:
-    """Add noise in place that cancels over the copies of each column that a product sums.
+    """Add noise in place, +N and -N to two copies of each column that a product sums.
 
-    Copies of one column meet equal inputs, so that noise which sums to zero over them changes no
-    output; but each copy now receives another gradient, and they part. What is added, rounded to
-    the tensor's dtype, cancels but for that rounding.
+    Copies of one column meet equal inputs, so that the noise changes no output; but each copy now
+    receives another gradient, and they part. N is cut to the weight's size and rounded so that both
+    sums are numbers of the tensor's dtype: in every dtype they add up to what they were, exactly.
+    Of an odd number of copies the last one stays as it is.
 
-    Equation: 20 log10(rms(grown) / rms(noise)) = snr_db
+    Equation: 20 log10(rms(grown) / rms(noise)) = snr_db, before the cut
     """
     if origin.is_zero or grown.ndim != 2:
         return
@@ -77,18 +78,37 @@ def add_paired_noise(grown: Tensor, origin: Origin, name: str, seed: int, snr_db
         return
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
-    index = element_index(axis)
-    copies = torch.tensor(axis.copies).repeat_interleave(axis.unit)
-    rms = _rms(grown)
-    num_small = int(index.max()) + 1
-    for begin in range(0, len(grown), ROWS):
-        rows = grown[begin : begin + ROWS]
-        noise = torch.randn(rows.shape, generator=generator, dtype=torch.float64)
-        sums = torch.zeros(len(rows), num_small, dtype=torch.float64).index_add_(1, index, noise)
-        noise -= sums.index_select(1, index) / copies
-        # What is left of it after the mean of n copies is taken off has 1 - 1/n of its variance.
-        noise *= (1 / (1 - 1 / copies.clamp(min=2))).sqrt()
-        rows += (noise * rms * 10 ** (-snr_db / 20)).to(rows.dtype)
+    first, second = _pairs(element_index(axis))
+    std = _rms(grown) * 10 ** (-snr_db / 20)
+    for rows in grown.split(ROWS):
+        weights = rows[:, first].double()
+        unit = _last_place(weights, grown.dtype)
+        noise = torch.randn(weights.shape, generator=generator, dtype=torch.float64) * std
+        steps, whole = (noise / unit).round(), weights / unit
+        steps = torch.where(steps.abs() > whole.abs(), whole.copysign(noise), steps)
+        # An even sum is a number of the dtype even where it reaches the next power of two.
+        is_odd = (steps + whole.remainder(2)).remainder(2) != 0
+        steps = torch.where(is_odd, steps - torch.ones_like(steps).copysign(steps), steps)
+        rows[:, first] = (weights + steps * unit).to(grown.dtype)
+        rows[:, second] = (weights - steps * unit).to(grown.dtype)
+
+
+def _pairs(index: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the places of the first and of the second of each pair of copies."""
+    order = index.argsort(stable=True)
+    sources = index[order]
+    begins = torch.searchsorted(sources, sources)
+    place = torch.arange(len(order)) - begins  # which copy of its source it is
+    counts = torch.bincount(index)[sources]
+    is_first = (place % 2 == 0) & (place + 1 < counts)
+    at = is_first.nonzero().flatten()
+    return order[at], order[at + 1]
+
+
+def _last_place(weights: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the value of the last binary place of each weight as a number of a dtype."""
+    digits = 1 - round(math.log2(torch.finfo(dtype).eps))
+    return torch.ldexp(torch.ones_like(weights), torch.frexp(weights).exponent - digits)
 
 
 ROWS = 512

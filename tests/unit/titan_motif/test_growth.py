@@ -12,7 +12,9 @@ import titan_motif.device  # noqa: F401
 # isort: split
 from titan_motif.growth.grow import describe, plan_growth
 from titan_motif.growth.mapping import (
+    Axis,
     GrowthError,
+    Origin,
     growth_problems,
     layer_origins,
     map_tensors,
@@ -70,9 +72,10 @@ def grown_model(small: Motif2Model, wanted: Motif2ModelArgs, snr_db=None) -> Mot
         grown[name] = grow_tensor(origin, state[origin.name], torch.float64)
         if snr_db is not None:
             add_paired_noise(grown[name], origin, name, 0, snr_db)
-    model = Motif2Model(large).double()
+    model = Motif2Model(large)
+    model.scalars.reset_buffers()  # in float32, as the small model has them
+    model = model.double()
     model.load_state_dict(grown)
-    model.scalars.reset_buffers()
     return model
 
 
@@ -274,3 +277,23 @@ def test_grow_moments_are_those_of_the_large_models_gradients(case: str):
             assert apart < 1e-5, (name, power)  # parts of the backward pass are float32's
             num_compared += 1
     assert num_compared > 80
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("copies", [2, 3, 4, 5])
+def test_grow_with_noise_adds_up_exactly(dtype: torch.dtype, copies: int):
+    source = (torch.randn(700, 33, dtype=torch.float64) * 0.02).to(dtype)
+    source[3, 5] = 0.0
+    axis = Axis(tuple(i % 33 for i in range(33 * copies)), is_read=True)
+    origin = Origin("w", (Axis(tuple(range(700))), axis))
+    grown = source.repeat(1, copies)
+    add_paired_noise(grown, origin, "w", 0, 20.0)
+    parts = grown.double().unflatten(1, (copies, 33))
+    for i in range(0, copies - 1, 2):
+        assert torch.equal(parts[:, i] + parts[:, i + 1], source.double() * 2)
+    if copies % 2:
+        assert torch.equal(parts[:, -1], source.double())
+    for i in range(copies):
+        for j in range(i):
+            same = (parts[:, i] == parts[:, j]).double().mean()
+            assert same < 0.25, (i, j)  # where bfloat16 has no room for so little noise
