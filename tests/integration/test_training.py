@@ -14,6 +14,15 @@ import tomli
 import torch
 from whole_runs import ROOT, elsewhere, losses, run, summary_of
 
+import titan_motif.device  # noqa: F401
+
+# isort: split
+from titan_motif.components.checkpoint import saved_steps
+from titan_motif.components.dcp_files import DcpFolder
+from titan_motif.components.safetensors_files import SafetensorsFolder
+from titan_motif.components.seal import content_problem
+from titan_motif.model.state_dict_adapter import released_name
+
 
 def test_stopping_and_resuming_changes_no_bit(rank_pool, arguments, tmp_path: Path):
     rank_pool.run(run, 2, arguments, str(ROOT))
@@ -216,8 +225,6 @@ def test_what_torchtitan_says_of_autocast_is_not_shown(fsdp: bool, tp: bool, cap
 def run_under_torchtitan(root: str, argv: list[str]) -> None:
     """torchtitan's own Trainer and configuration, with our plug-in named in it."""
 
-    import titan_motif.device  # noqa: F401
-
     # isort: split
     import torchtitan.train
     from torchtitan.config import ConfigManager
@@ -282,3 +289,28 @@ def test_one_run_goes_on_under_other_layouts(rank_pool, arguments, tmp_path: Pat
         assert sorted(found) == list(range(11, 21)), name
         for step, loss in found.items():
             assert loss == pytest.approx(whole[step], abs=1e-4), (name, step)
+
+
+def test_the_last_step_can_be_what_transformers_reads(rank_pool, arguments, tmp_path: Path):
+    """last_save_in_hf through the adapter: sealed, and begun from with initial_load_in_hf."""
+    last = ["--checkpoint.last_save_in_hf", "--checkpoint.last_save_model_only"]
+    more = ["--training.steps", "3", "--summary.enable=false"]
+    rank_pool.run(run, 2, [*arguments, *more, *last], str(ROOT))
+    folder = tmp_path / "run" / "checkpoint" / "step-3"
+    assert content_problem(folder) is None
+    (step,) = saved_steps(folder.parent)
+    assert step.is_model_only
+    begin = ["--checkpoint.initial_load_path", str(folder), "--checkpoint.initial_load_in_hf"]
+    begin += ["--checkpoint.initial_load_model_only", "--training.steps", "1"]
+    again = [*elsewhere(arguments, tmp_path / "again"), *more, *begin]
+    (log,) = rank_pool.run(run, 1, again, str(ROOT))
+    assert f"beginning from the weights of {folder}" in log
+    then = SafetensorsFolder(folder)
+    other = ["--job.dump_folder", str(tmp_path / "refused")]
+    with pytest.raises(AssertionError, match=r"embed_tokens\.weight has the shape"):
+        rank_pool.run(run, 1, [*again, "--model.args.dim", "40", *other], str(ROOT))
+    now = DcpFolder(tmp_path / "again" / "checkpoint" / "step-1")
+    assert {released_name(name) for name in now.tensors} == then.tensors.keys()
+    assert torch.allclose(  # one small step away
+        then.read("model.norm.weight"), now.read("norm.weight"), atol=1e-2
+    )
