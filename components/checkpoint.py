@@ -10,34 +10,28 @@ runs; and loads whatever bytes lie there. This one seals each step when all of i
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
-from torch.distributed.checkpoint.stateful import Stateful
-from torch.utils._pytree import tree_leaves
 from torchtitan.components.checkpoint import DATALOADER, AsyncMode, CheckpointManager
 from torchtitan.tools.logging import logger
 from torchtitan.tools.utils import GarbageCollection
 
-from titan_motif.components.seal import (
-    break_seal,
-    content_problem,
-    is_sealed,
-    seal_folder,
-    seal_problem,
-    sealed_names,
+from titan_motif.components.saved_steps import (
+    SavedStep,
+    beginning_problem,
+    saved_steps,
+    space_problem,
 )
-from titan_motif.components.sealing_writer import METADATA, SealingWriter
+from titan_motif.components.seal import break_seal, content_problem, is_sealed, seal_folder
+from titan_motif.components.sealing_writer import SealingWriter
 
-_STEP = re.compile(r"step-(\d+)")
 _DELETING = ".deleting-"
 _MISSING_OPTIMIZER_STATE = re.compile(r"Missing key in checkpoint state_dict: optimizer\.")
 
@@ -64,57 +58,6 @@ class _Loader:
             self._load(state_dict)
         except ValueError as error:
             raise DifferentDataError(str(error)) from error
-
-
-@dataclass(frozen=True)
-class SavedStep:
-    """What a step's directory holds."""
-
-    step: int
-    path: str
-    problem: str | None
-    """Why it cannot be used; None if it is complete."""
-    is_model_only: bool = False
-
-    def __str__(self) -> str:
-        return f"step-{self.step} {self.problem}"
-
-
-def beginning_problem(path: str | Path) -> str | None:
-    """Return why a directory cannot be begun from, or None; its bytes are not read.
-
-    A DCP directory has to be sealed. Safetensors of the world have no seal; if they have one, it
-    counts.
-    """
-    path = Path(path)
-    if not path.is_dir():
-        return "is no directory"
-    if is_safetensors(path) and not is_sealed(path):
-        return None
-    problem = seal_problem(path)
-    if problem and not is_sealed(path) and (path / METADATA).is_file():
-        return f"{problem}; `titan-motif seal {path}` seals one that is known to be whole"
-    return problem
-
-
-def saved_steps(folder: str | Path) -> list[SavedStep]:
-    """Return the steps in a checkpoint folder, newest first; other names are no steps."""
-    folder = Path(folder)
-    found = []
-    for path in folder.iterdir() if folder.is_dir() else ():
-        match = _STEP.fullmatch(path.name)
-        if match and path.is_dir():
-            problem = seal_problem(path)
-            model_only = problem is None and not any(
-                name.startswith("train_state") for name in sealed_names(path)
-            )
-            found.append(SavedStep(int(match.group(1)), str(path), problem, model_only))
-    return sorted(found, key=lambda saved: saved.step, reverse=True)
-
-
-def is_safetensors(path: Path) -> bool:
-    """Return whether a directory holds safetensors, or their index."""
-    return any(path.glob("model*.safetensors")) or (path / "model.safetensors.index.json").is_file()
 
 
 class CompleteStepCheckpointManager(CheckpointManager):
@@ -371,18 +314,6 @@ class CompleteStepCheckpointManager(CheckpointManager):
         if getattr(self, "enable", False) and getattr(self, "save_future", None) is not None:
             self.wait()
         super().close()
-
-
-def space_problem(folder: Path, state_dict: dict[str, Any]) -> str | None:
-    """Return what the disk of a folder lacks to hold a state, by its tensors' global sizes."""
-    states = [v.state_dict() if isinstance(v, Stateful) else v for v in state_dict.values()]
-    tensors = [leaf for leaf in tree_leaves(states) if isinstance(leaf, Tensor)]
-    needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    parent = next(parent for parent in folder.absolute().parents if parent.exists())
-    free = shutil.disk_usage(parent).free
-    if needed <= free:
-        return None
-    return f"{needed / 1e9:,.2f} GB are needed, and {parent} has {free / 1e9:,.2f} GB left"
 
 
 def _one_line(error: BaseException) -> str:

@@ -9,7 +9,7 @@ import titan_motif.device  # noqa: F401  (before anything of torchtitan)
 # isort: split
 import tyro
 
-from titan_motif.components.checkpoint import is_safetensors
+from titan_motif.components.saved_steps import is_safetensors
 from titan_motif.components.seal import content_problem, is_sealed, seal_folder
 from titan_motif.components.sealing_writer import seal_dcp
 

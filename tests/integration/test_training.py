@@ -17,9 +17,9 @@ from whole_runs import ROOT, elsewhere, losses, run, summary_of
 import titan_motif.device  # noqa: F401
 
 # isort: split
-from titan_motif.components.checkpoint import saved_steps
 from titan_motif.components.dcp_files import DcpFolder
 from titan_motif.components.safetensors_files import SafetensorsFolder
+from titan_motif.components.saved_steps import saved_steps
 from titan_motif.components.seal import content_problem
 from titan_motif.model.state_dict_adapter import released_name
 

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from titan_motif.components.checkpoint import is_safetensors
 from titan_motif.components.dcp_files import DcpFolder
 from titan_motif.components.safetensors_files import SafetensorsFolder, TensorShape
+from titan_motif.components.saved_steps import is_safetensors
 from titan_motif.components.seal import content_problem, is_sealed, seal_problem
 from titan_motif.config_checks import model_args
 from titan_motif.config_loading import load_config

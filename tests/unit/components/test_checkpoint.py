@@ -24,10 +24,10 @@ from titan_motif.components.checkpoint import (
     CheckpointError,
     CompleteStepCheckpointManager,
     DifferentDataError,
-    saved_steps,
 )
 from titan_motif.components.lr_schedule import TokenScheduler, WarmupStableDecay
 from titan_motif.components.moving_average import feed_back, passes_multiple
+from titan_motif.components.saved_steps import saved_steps
 from titan_motif.components.seal import seal_problem
 
 
