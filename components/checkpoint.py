@@ -232,6 +232,12 @@ class CompleteStepCheckpointManager(CheckpointManager):
         # An old directory of this step would lend its files to a save that does not finish.
         if _from_first_rank(lambda: Path(path).exists() and self._set_aside(path)):
             logger.info(f"checkpoint: replacing {path}")
+        left = _from_first_rank(lambda: self._leave_newer_steps(curr_step))
+        if left:
+            logger.warning(
+                f"checkpoint: {', '.join(left)} are of a run that had gone further than step "
+                f"{curr_step}; they are called .abandoned from here on"
+            )
         super().save(curr_step, last_step)
         if last_step:
             self._purge_stale_checkpoints()
@@ -289,13 +295,26 @@ class CompleteStepCheckpointManager(CheckpointManager):
         """Remove all but the newest k complete steps, and partial ones older than the newest."""
         if self.keep_latest_k == 0 or dist.get_rank() != 0:
             return
-        steps = saved_steps(self.folder)
-        complete = [saved for saved in steps if not saved.problem]
+        steps = [s for s in saved_steps(self.folder) if s.step != self._saving_step]
+        own = [s for s in saved_steps(self.folder) if s.step == self._saving_step]
+        complete = [saved for saved in (*own, *steps) if not saved.problem]
         if not complete:
             return
+        # The step that is being saved has no seal yet, and is nothing to be removed.
         partial = [s for s in steps if s.problem and s.step < complete[0].step]
         for saved in [*complete[self.keep_latest_k :], *partial]:
             self._set_aside(saved.path)
+
+    def _leave_newer_steps(self, step: int) -> list[str]:
+        """Rename what is newer than a step that is saved: a restart would go on from there."""
+        newer = [Path(saved.path) for saved in saved_steps(self.folder) if saved.step > step]
+        for path in newer:
+            name, number = f"{path.name}.abandoned", 1
+            while path.with_name(name).exists():
+                number += 1
+                name = f"{path.name}.abandoned-{number}"
+            path.rename(path.with_name(name))
+        return [path.name for path in newer]
 
     def _set_aside(self, path: str) -> bool:
         """Rename a step, so that it never looks whole while its files go, and let it be removed."""
@@ -327,10 +346,18 @@ def _one_line(error: BaseException) -> str:
 
 
 def _from_first_rank(produce: Callable[[], Any]) -> Any:
-    """Return on every rank what rank 0 finds on disk, so that all decide alike."""
-    box = [produce() if dist.get_rank() == 0 else None]
+    """Return on every rank what rank 0 finds on disk, so that all decide alike, or raise as it."""
+    box: list[Any] = [None]
+    if dist.get_rank() == 0:
+        try:
+            box = [(produce(), None)]
+        except (OSError, ValueError) as error:
+            box = [(None, error)]
     dist.broadcast_object_list(box, src=0)
-    return box[0]
+    found, error = box[0]
+    if error is not None:
+        raise CheckpointError(_one_line(error)) from error
+    return found
 
 
 def _from_all_ranks(value: Any) -> list[Any]:

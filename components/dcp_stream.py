@@ -51,4 +51,7 @@ def write_dcp(
                 no_dist=True,
             )
         except CheckpointException as error:  # what `make` raised, wrapped, and no Exception
-            raise next(iter(error.failures.values()))[0] from None
+            inner = next(iter(error.failures.values()))[0]
+            if isinstance(inner, OSError):
+                raise ValueError(f"{folder}: cannot be written ({inner.strerror})") from None
+            raise inner from None

@@ -3,8 +3,9 @@
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
+from torchtitan.tools.logging import logger
 
-from titan_motif.components.checkpoint import CheckpointError, CompleteStepCheckpointManager
+from titan_motif.components.checkpoint import CompleteStepCheckpointManager
 
 
 def passes_multiple(tokens_before: int, tokens: int, interval: int) -> bool:
@@ -20,24 +21,28 @@ def feed_back(
 
     Every rank reads what it holds, one saved step at a time.
 
-    Returns: the steps, newest first; None, and nothing is changed, while there are fewer
-    Raises:  CheckpointError if one of them cannot be read
+    Returns: the steps, newest first; None, and nothing is changed, while there are fewer whole ones
     """
     manager.wait()
-    saved = [s for s in manager.saved_steps() if s.problem is None and s.step <= step]
+    saved = []
+    for one in manager.saved_steps():
+        if one.problem or one.is_model_only or one.step > step or len(saved) == num_steps:
+            continue
+        problem = manager.content_problem(one.path)
+        if problem:
+            logger.warning(f"moving average: step-{one.step} {problem}; the one before it is taken")
+        else:
+            saved.append(one)
     if len(saved) < num_steps:
         return None
     state = model.state_dict()
     kinds = {name: torch.promote_types(v.dtype, torch.float32) for name, v in state.items()}
     total = {name: torch.zeros_like(v, dtype=kinds[name]) for name, v in state.items()}
     read = {name: torch.empty_like(value) for name, value in state.items()}
-    for one in saved[:num_steps]:
-        problem = manager.content_problem(one.path)
-        if problem:
-            raise CheckpointError(f"{one.path}: {problem}; the moving average needs it")
+    for one in saved:
         dcp.load(read, checkpoint_id=one.path)
         for name, value in read.items():
             total[name] += value
     for name, value in state.items():
         value.copy_(total[name] / num_steps)
-    return [one.step for one in saved[:num_steps]]
+    return [one.step for one in saved]

@@ -61,6 +61,7 @@ class SafetensorsFolder:
                 f"{self.folder / INDEX}: does not name {extra}, which {held[extra]} has"
             )
         self._files = held
+        self.file_names = set(held.values())
 
     def read(self, name: str) -> Tensor:
         """Return a tensor; KeyError if there is none of that name."""
@@ -151,6 +152,7 @@ def write_shard(
 
     Args:
         make: returns the tensor of a name, of its shape and dtype
+    Raises: ValueError naming the file, if it cannot be written
     """
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     begin = 0
@@ -165,13 +167,16 @@ def write_shard(
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8
     new = path.with_name(f"{path.name}.new")
-    with new.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name, shape in tensors.items():
-            tensor = make(name)
-            assert (tuple(tensor.shape), tensor.dtype) == shape, name
-            tensor.contiguous().flatten().view(torch.uint8).numpy().tofile(file)
-            del tensor
+    try:
+        with new.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for name, shape in tensors.items():
+                tensor = make(name)
+                assert (tuple(tensor.shape), tensor.dtype) == shape, name
+                file.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+                del tensor
+    except OSError as error:
+        raise ValueError(f"{new}: cannot be written ({error.strerror})") from None
     new.rename(path)
 
 

@@ -16,6 +16,7 @@ from titan_motif.components.file_hashes import own_sha256, write_record
 SEAL = "seal.json"
 FORMAT = 1
 _PIECE = 1 << 22
+_READ_BY_NAME = ("model.safetensors.index.json", ".metadata", "config.json")
 
 
 class Part(NamedTuple):
@@ -67,6 +68,7 @@ def seal_folder(folder: Path) -> None:
             path.relative_to(folder).as_posix(): hash_file(path, safetensors_parts(path))
             for path in sorted(folder.rglob("*"))
             if path.is_file()
+            and not any(part.startswith(".") for part in path.relative_to(folder).parts)
         },
     )
 
@@ -94,7 +96,18 @@ def seal_problem(folder: Path) -> str | None:
         size, needed = path.stat().st_size, record["bytes"]
         if size != needed:
             return f"has {size} bytes in {name}, of {needed}"
-    return None
+    return _unlisted_problem(folder, files)
+
+
+def _unlisted_problem(folder: Path, files: Mapping[str, Any]) -> str | None:
+    """Return which file that a loader might read was added after the seal."""
+    added = sorted(
+        path.name
+        for path in folder.iterdir()
+        if path.name not in files
+        and (path.suffix in (".safetensors", ".distcp") or path.name in _READ_BY_NAME)
+    )
+    return f"has {added[0]}, which its seal does not list" if added else None
 
 
 def sealed_names(folder: Path) -> set[str]:
@@ -112,6 +125,9 @@ def content_problem(folder: Path, share: int = 0, shares: int = 1) -> str | None
         files = _read(folder)
     except ValueError as error:
         return str(error)
+    added = _unlisted_problem(folder, files)
+    if added:
+        return added
     for name, record in list(files.items())[share::shares]:
         parts = [Part(*part[:3]) for part in record["parts"]]
         try:

@@ -9,6 +9,7 @@ import titan_motif.device  # noqa: F401  (before anything of torchtitan)
 # isort: split
 import tyro
 
+from titan_motif.components.safetensors_files import SafetensorsFolder
 from titan_motif.components.saved_steps import is_safetensors
 from titan_motif.components.seal import content_problem, is_sealed, seal_folder
 from titan_motif.components.sealing_writer import seal_dcp
@@ -39,6 +40,7 @@ def main(options: Options) -> None:
         print(f"{path}: sealed already, and whole")
         return
     if is_safetensors(path):
+        SafetensorsFolder(path)  # or it says what is broken
         seal_folder(path)
     else:
         seal_dcp(path)

@@ -102,7 +102,12 @@ def main(options: Options) -> None:
     found: dict[str, Any] = {}
     changes = changes_of_function(source.args, large)
     if options.verify or changes:
-        found = _verify(source, grown, options, changes)
+        try:
+            found = _verify(source, grown, options, changes)
+        except ValueError as error:
+            wrong = folder.with_name(f"{folder.name}.wrong")
+            folder.rename(wrong)
+            raise ValueError(f"{error}; it lies in {wrong}") from None
     if options.json is not None:
         content = {
             "folder": str(folder),

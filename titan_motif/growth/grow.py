@@ -1,7 +1,7 @@
 """Growing a model on disk, tensor by tensor: memory holds a few of the largest tensors at most.
 
-The work lies in TO.growing/ until the whole is sealed and moved to TO; started again after a kill,
-it goes on with the file that it was writing.
+The work lies in TO.growing/ and its plan in TO.growing.json until it is sealed and moved to TO.
+Started again after a kill, it goes on with the file that it was writing.
 """
 
 import dataclasses
@@ -98,7 +98,7 @@ def grow(source: ModelFiles, large: Motif2ModelArgs, to: Path, options: GrowthOp
         raise GrowthError(f"{source.folder}: has no optimizer's states to grow")
     shards = cut_into_shards(shapes, options.max_shard_bytes)
     plan = _plan(source, large, options)
-    if to.exists():
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
         return _already_there(to, plan)
     work = to.with_name(f"{to.name}.growing")
     states = _state_shapes(source, origins) if options.with_optimizer else {}
@@ -107,7 +107,8 @@ def grow(source: ModelFiles, large: Motif2ModelArgs, to: Path, options: GrowthOp
 
     def make(name: str) -> Tensor:
         origin = origins[name]
-        grown = grow_tensor(origin, source.read(origin.name), _dtype_of(name, options.dtype))
+        read = source.read_finite(origin.name)
+        grown = grow_tensor(origin, read, _dtype_of(name, options.dtype))
         if options.snr_db is not None:
             add_paired_noise(grown, origin, name, options.seed, options.snr_db)
         advance(shapes[released_name(name)].num_bytes)
@@ -124,8 +125,7 @@ def grow(source: ModelFiles, large: Motif2ModelArgs, to: Path, options: GrowthOp
         _write_beside(work, source, large, origins, plan, options)
         with byte_progress("growing", total) as advance:
             write_dcp(work, ours | states, make_any)
-        os.rename(work, to)
-        return to
+        return _move(work, to)
     done = sum(
         shape.num_bytes
         for name, shard in shards.items()
@@ -140,7 +140,18 @@ def grow(source: ModelFiles, large: Motif2ModelArgs, to: Path, options: GrowthOp
     assert SafetensorsFolder(work).tensors.keys() == shapes.keys()
     _write_beside(work, source, large, origins, plan, options)
     seal_folder(work)
+    return _move(work, to)
+
+
+def _plan_file(work: Path) -> Path:
+    return work.with_name(f"{work.name}.json")
+
+
+def _move(work: Path, to: Path) -> Path:
+    if to.exists():  # and empty
+        to.rmdir()
     os.rename(work, to)
+    _plan_file(work).unlink()
     return to
 
 
@@ -206,11 +217,11 @@ def _already_there(to: Path, plan: dict[str, Any]) -> Path:
 
 def _take_up(work: Path, plan: dict[str, Any], num_bytes: int) -> None:
     """Make the work folder, or keep the finished files of one with the same plan."""
-    record, text = work / "plan.json", json.dumps(plan)
+    record, text = _plan_file(work), json.dumps(plan)
     if work.exists() and not record.is_file():
         raise GrowthError(f"{work}: holds something else, where the work was to be kept; move it")
-    if work.exists() and record.read_text() != text:
-        shutil.rmtree(work)
+    if work.exists() and (record.read_text() != text or plan["with_optimizer"]):
+        shutil.rmtree(work)  # a DCP directory is written as a whole
     work.mkdir(parents=True, exist_ok=True)
     record.write_text(text)
     for leftover in work.glob("*.new"):
@@ -231,7 +242,7 @@ def _write_beside(
     plan: dict[str, Any],
     options: GrowthOptions,
 ) -> None:
-    """Write config.json, tokenizer and report; the plan of the work is no more needed."""
+    """Write config.json, tokenizer and report."""
     config = hf_config(large, str(options.dtype).removeprefix("torch."))
     (work / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     for name in TOKENIZER_FILES:
@@ -248,7 +259,6 @@ def _write_beside(
         "unused": unused,
     }
     (work / REPORT).write_text(json.dumps(report, indent=1) + "\n")
-    (work / "plan.json").unlink()
 
 
 def describe(origin: Origin) -> str:

@@ -23,10 +23,12 @@ def grow_tensor(origin: Origin, source: Tensor, dtype: torch.dtype) -> Tensor:
         if not axis.is_unchanged:
             grown = grown.index_select(dim, element_index(axis))
         if axis.is_read and max(axis.copies) > 1:
-            copies = torch.tensor(axis.copies, dtype=grown.dtype).repeat_interleave(axis.unit)
+            is_exact = all(n & (n - 1) == 0 for n in set(axis.copies))
+            kind = grown.dtype if is_exact else torch.promote_types(grown.dtype, torch.float32)
+            copies = torch.tensor(axis.copies, dtype=kind).repeat_interleave(axis.unit)
             grown = grown / copies if dim == grown.ndim - 1 else grown / copies[:, None]
     if origin.divisor != 1:
-        grown = grown / origin.divisor
+        grown = grown.to(torch.promote_types(grown.dtype, torch.float32)) / origin.divisor
     return grown.to(dtype)
 
 

@@ -122,14 +122,19 @@ def compare(
     for then, now in zip(
         *(m.logits(state) for m, state in zip(models, states, strict=True)), strict=True
     ):
-        apart = max(apart, float((then - now).abs().max()))
+        apart = max(apart, _largest(then - now))
         largest = max(largest, float(then.abs().max()))
     return Differences(hidden, apart / max(largest, torch.finfo(dtype).tiny))
 
 
 def _difference(then: Tensor, now: Tensor) -> float:
     largest = max(float(then.abs().max()), torch.finfo(then.dtype).tiny)
-    return float((then - now).abs().max()) / largest
+    return _largest(then - now) / largest
+
+
+def _largest(values: Tensor) -> float:
+    """Return the largest absolute value, infinity where one is not a number."""
+    return float(values.abs().nan_to_num(nan=float("inf")).max())
 
 
 def _plain(args: Motif2ModelArgs, **changes: object) -> Motif2ModelArgs:

@@ -67,10 +67,10 @@ def main(options: Options) -> None:
 
 def mean_of(models: list[ModelFiles], name: str) -> Tensor:
     """Return the mean of a tensor over several models, summed in float64, rounded once."""
-    first = models[0].read(name)
+    first = models[0].read_finite(name)
     total = first.double()
     for model in models[1:]:
-        total += model.read(name)
+        total += model.read_finite(name)
     return (total / len(models)).to(first.dtype)
 
 

@@ -100,7 +100,7 @@ def write_tensors(
 
         def make(theirs: str) -> Tensor:
             advance(shapes[theirs].num_bytes)
-            return source.read(our_name(theirs)).to(shapes[theirs].dtype)
+            return source.read_finite(our_name(theirs)).to(shapes[theirs].dtype)
 
         for name, shard in shards.items():
             write_shard(folder / name, shard, make)

@@ -62,9 +62,7 @@ def _write(work: Path, source: ModelFiles, num_bytes: int) -> None:
     with byte_progress("importing", num_bytes) as advance:
 
         def make(name: str) -> Tensor:
-            tensor = source.read(name)
-            if not tensor.isfinite().all():
-                raise ValueError(f"{source.folder}: {name} has values that are not finite")
+            tensor = source.read_finite(name)
             advance(source.tensors[name].num_bytes)
             return tensor
 

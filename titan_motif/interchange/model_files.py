@@ -31,6 +31,13 @@ class ModelFiles(NamedTuple):
     states: Mapping[str, TensorShape] = MappingProxyType({})
     """The optimizer's, as optimizer.state.NAME.STATE; of a step that has them."""
 
+    def read_finite(self, name: str) -> Tensor:
+        """Return a tensor; ValueError naming it if a value is not finite."""
+        tensor = self.read(name)
+        if not all(part.isfinite().all() for part in tensor.split(1 << 12)):
+            raise ValueError(f"{self.folder}: {name} has values that are not finite")
+        return tensor
+
 
 def open_model(folder: str | Path, config_file: str | Path | None = None) -> ModelFiles:
     """Open a DCP step or a directory of safetensors; of one that is sealed, every file is read.

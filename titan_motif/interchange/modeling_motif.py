@@ -210,6 +210,7 @@ class MotifPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = False
     _no_split_modules = ("MotifDecoderLayer",)
     _supports_sdpa = True
+    _keep_in_fp32_modules_strict = ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2", "act_fn")
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Embedding):
@@ -260,6 +261,8 @@ class MotifModel(MotifPreTrainedModel):
         mask = (mask | (keys == places[:, None]))[:, None]
         rotation = self._rotation(position_ids, h.dtype)
         kept = past_key_values if use_cache else None
+        if kept is not None and not isinstance(kept, DynamicCache):
+            raise ValueError(f"the cache is a {type(kept).__name__}; a DynamicCache is needed")
         for layer in self.layers:
             h = layer(h, rotation, mask, kept)
         return BaseModelOutputWithPast(last_hidden_state=self.norm(h), **{CACHE: kept})
@@ -310,7 +313,7 @@ class MotifForCausalLM(MotifPreTrainedModel, GenerationMixin):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
-        logits_to_keep: int = 0,
+        logits_to_keep: int | Tensor = 0,
         **more: object,
     ) -> CausalLMOutputWithPast:
         """Return logits (batch, seq, vocab), and the mean loss where labels are given."""
@@ -323,7 +326,12 @@ class MotifForCausalLM(MotifPreTrainedModel, GenerationMixin):
             use_cache,
             **more,
         )
-        logits = self.lm_head(found.last_hidden_state[:, -logits_to_keep:])
+        h = found.last_hidden_state
+        if isinstance(logits_to_keep, Tensor):  # positions
+            h = h[:, logits_to_keep]
+        elif labels is None:  # the loss is of all positions
+            h = h[:, -logits_to_keep:]
+        logits = self.lm_head(h)
         loss = None
         if labels is not None:
             predictions = logits[:, :-1].flatten(0, 1).float()

@@ -66,7 +66,12 @@ class Motif2StateDictAdapter(StateDictAdapter):
         shapes = {
             released_name(name): tuple(shape) for name, shape in parameter_shapes(args).items()
         }
-        found = SafetensorsFolder(folder).tensors
+        files = SafetensorsFolder(folder)
+        found = files.tensors
+        # torch's reader takes every file that lies there.
+        stray = sorted({path.name for path in folder.glob("*.safetensors")} - files.file_names)
+        if stray:
+            return f"has {stray[0]} beside the files that its index names"
         for name, shape in shapes.items():
             if name not in found:
                 return f"lacks the tensor {name}"

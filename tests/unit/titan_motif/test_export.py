@@ -5,11 +5,13 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from small_models import random_model, write_model
+from small_models import overrides, random_model, write_model
 
 import titan_motif.device  # noqa: F401
 
@@ -343,3 +345,52 @@ def test_import_of_a_sealed_model_that_changed_names_the_tensor(tmp_path: Path, 
     assert take(tmp_path / "hf", tmp_path / "step") == 1
     told = "has changed in model.safetensors since it was saved, at lm_head.weight"
     assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["import", "export", "grow"])
+def test_import_on_a_disk_that_fills_up_leaves_nothing(command: str, tmp_path: Path):
+    """The limit of a file's size stands for the disk's."""
+    args = NETWORKS["grouped"]
+    write_model(tmp_path / "model", random_model(args).float())
+    arguments = [command, "--from", str(tmp_path / "model"), "--to", str(tmp_path / "out")]
+    if command == "grow":
+        job = tmp_path / "job.toml"
+        data = "[training]\nbuiltin_vocab_size = 300\n"
+        job.write_text(f'[model]\nname = "motif2"\nflavor = "debug"\n{data}' + overrides(args))
+        arguments += ["--config", str(job)]
+    line = f"ulimit -f 60; exec {sys.executable} -m titan_motif.cli {' '.join(arguments)}"
+    finished = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=120)
+    assert finished.returncode == 1
+    (told,) = [text for text in finished.stderr.splitlines() if text.startswith("error: ")]
+    assert told.endswith(": cannot be written (File too large)")
+    assert str(tmp_path / "out") in told
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out.writing").exists()
+
+
+def test_a_file_that_is_added_to_a_sealed_model_is_told(tmp_path: Path, capsys):
+    write_model(tmp_path / "model", random_model(NETWORKS["grouped"]).float())
+    assert export(tmp_path / "model", tmp_path / "hf") == 0
+    zeros = {name: torch.zeros_like(v) for name, v in load_file(tmp_path / "hf" / FILE).items()}
+    save_file(zeros, tmp_path / "hf" / "other.safetensors")
+    capsys.readouterr()
+    assert export(tmp_path / "hf", tmp_path / "again") == 1
+    assert "has other.safetensors, which its seal does not list" in capsys.readouterr().err
+    (tmp_path / "hf" / "seal.json").unlink()
+    (tmp_path / "hf" / FILE).write_bytes((tmp_path / "hf" / FILE).read_bytes()[:-100])
+    assert cli.main(["seal", str(tmp_path / "hf")]) == 1
+    assert "cannot be read as safetensors" in capsys.readouterr().err
+
+
+def test_export_keeps_scalars_wide_in_a_narrow_model(tmp_path: Path, small_corpus: Path):
+    transformers = pytest.importorskip("transformers")
+    exported(random_model(NETWORKS["grouped"]).float(), tmp_path, small_corpus)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "hf", trust_remote_code=True, dtype=torch.bfloat16
+    )
+    layer = loaded.model.layers[0]
+    assert layer.mlp.gate_proj.weight.dtype == torch.bfloat16
+    assert layer.mlp.act_fn.weight.dtype == torch.float32
+    assert layer.self_attn.lambda_q1.dtype == torch.float32
+    kept = loaded(torch.arange(8)[None], logits_to_keep=torch.tensor([3])).logits
+    assert kept.shape[1] == 1

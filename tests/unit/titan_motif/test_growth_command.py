@@ -191,7 +191,41 @@ def test_grow_finds_that_the_function_was_not_kept(small, job, tmp_path, monkeyp
     monkeypatch.setattr(growing, "grow_tensor", wrong)
     told = failure(capsys, small, tmp_path / "large", job)
     assert "the grown model computes something else: hidden states differ by" in told
-    assert "after 2 layers" in told
+    assert "after 2 layers, logits by" in told
+    assert told.endswith(f"it lies in {tmp_path / 'large.wrong'}")
+    assert not (tmp_path / "large").exists()
+
+
+def test_grow_refuses_what_is_not_a_number(small, job, model, tmp_path, capsys):
+    with torch.no_grad():
+        model.layers["1"].feed_forward.up_proj.weight[3, 4] = float("nan")
+    broken = write_model(tmp_path / "broken", model)
+    told = failure(capsys, broken, tmp_path / "large", job)
+    assert told.endswith("layers.1.feed_forward.up_proj.weight has values that are not finite")
+
+
+def test_grow_divides_by_three_in_float32(small, job, model, tmp_path: Path):
+    narrow = write_model(tmp_path / "narrow", model.bfloat16())
+    thirds = dataclasses.replace(SMALL, dim=48, hidden_dim=72)
+    job.write_text('[model]\nname = "motif2"\nflavor = "debug"\n' + overrides(thirds))
+    assert grow(narrow, tmp_path / "large", job, "--dtype", "float32") == 0
+
+
+def test_a_step_with_the_optimizer_is_grown_again_after_a_kill(model, job, tmp_path, monkeypatch):
+    step = tmp_path / "run" / "checkpoint" / "step-5"
+    state = model.state_dict()
+    state["optimizer.state.norm.weight.exp_avg"] = torch.randn(16)
+    dcp.save(state, storage_writer=SealingWriter(step), no_dist=True)
+    resolved = tmp_path / "run" / "config.resolved.toml"
+    resolved.write_text('[model]\nname = "motif2"\nflavor = "debug"\n' + overrides(SMALL))
+    right = growing.grow_moment
+    monkeypatch.setattr(growing, "grow_moment", lambda *_: (_ for _ in ()).throw(OSError("killed")))
+    assert grow(step, tmp_path / "large", job, "--optimizer", "grown") == 1
+    assert (tmp_path / "large.growing").is_dir()
+    monkeypatch.setattr(growing, "grow_moment", right)
+    assert grow(step, tmp_path / "large", job, "--optimizer", "grown") == 0
+    assert content_problem(tmp_path / "large") is None
+    assert not (tmp_path / "large.growing.json").exists()
 
 
 def test_grow_takes_the_optimizer_along(model, job: Path, tmp_path: Path, capsys):
