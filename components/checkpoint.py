@@ -26,6 +26,7 @@ from torchtitan.tools.utils import GarbageCollection
 from titan_motif.components.saved_steps import (
     SavedStep,
     beginning_problem,
+    is_safetensors,
     saved_steps,
     space_problem,
 )
@@ -204,6 +205,8 @@ class CompleteStepCheckpointManager(CheckpointManager):
                 "checkpoint.initial_load_in_hf loads the model alone; set "
                 "checkpoint.initial_load_model_only"
             )
+        if is_safetensors(Path(path)) and not self.initial_load_in_hf:
+            raise CheckpointError(f"{path}: holds safetensors; set checkpoint.initial_load_in_hf")
         constants_problem = getattr(self.sd_adapter, "constants_problem", lambda folder: None)
         problem = _from_first_rank(lambda: beginning_problem(path) or constants_problem(Path(path)))
         if problem:
@@ -258,8 +261,10 @@ class CompleteStepCheckpointManager(CheckpointManager):
             super().dcp_save(
                 state_dict, checkpoint_id, async_mode, enable_garbage_collection, to_hf
             )
+            _from_first_rank(lambda: self._write_beside(Path(checkpoint_id)))
             _from_first_rank(lambda: seal_folder(Path(checkpoint_id)))
             return None
+        _from_first_rank(lambda: self._write_beside(Path(checkpoint_id)))
         writer = SealingWriter(checkpoint_id)
         if async_mode == AsyncMode.ASYNC:
             # Named, since the writer's own stager does not copy what is on a CPU.
@@ -281,6 +286,12 @@ class CompleteStepCheckpointManager(CheckpointManager):
         if enable_garbage_collection:
             GarbageCollection.collect("after a checkpoint")
         return None
+
+    def _write_beside(self, folder: Path) -> None:
+        """Write what tells the network; it is sealed with the tensors."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in getattr(self.sd_adapter, "files_beside", dict)().items():
+            (folder / name).write_text(text, encoding="utf-8")
 
     def _async_wait(self) -> None:
         try:

@@ -6,6 +6,7 @@ executed.
 """
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -175,6 +176,8 @@ def write_shard(
                 assert (tuple(tensor.shape), tensor.dtype) == shape, name
                 file.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
                 del tensor
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as error:
         raise ValueError(f"{new}: cannot be written ({error.strerror})") from None
     new.rename(path)

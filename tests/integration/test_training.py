@@ -314,3 +314,11 @@ def test_the_last_step_can_be_what_transformers_reads(rank_pool, arguments, tmp_
     assert torch.allclose(  # one small step away
         then.read("model.norm.weight"), now.read("norm.weight"), atol=1e-2
     )
+
+    # A step tells its network: what no tensor holds is compared before it is begun from.
+    theta = ["--checkpoint.initial_load_path", str(tmp_path / "again" / "checkpoint" / "step-1")]
+    theta += ["--checkpoint.initial_load_model_only", "--model.args.rope_theta", "5e5", *other]
+    with pytest.raises(
+        AssertionError, match=r"its config\.json has another rope_theta than the job"
+    ):
+        rank_pool.run(run, 1, [*arguments, *more, *theta], str(ROOT))

@@ -1,5 +1,6 @@
 """The names of the released checkpoints, and ours."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from torchtitan.protocols.state_dict_adapter import StateDictAdapter
 
 from titan_motif.components.safetensors_files import SafetensorsFolder
 from titan_motif.model.args import Motif2ModelArgs
-from titan_motif.model.hf_config import CONFIG, read_hf_config
+from titan_motif.model.hf_config import CONFIG, hf_config, read_hf_config
 from titan_motif.model.model import parameter_shapes
 
 # Ours -> released; {i} is the layer.
@@ -101,6 +102,11 @@ class Motif2StateDictAdapter(StateDictAdapter):
                     f"another: [model.args] {key} = {needed} is needed"
                 )
         return None
+
+    def files_beside(self) -> dict[str, str]:
+        """Return the files that go into every saved step: what network its tensors are."""
+        dtype = "float32"  # of the parameters, whatever the products' is
+        return {CONFIG: json.dumps(hf_config(self.model_args, dtype), indent=2) + "\n"}
 
     def to_hf(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """Rename our state dict as released; ValueError for a name that has no counterpart."""
