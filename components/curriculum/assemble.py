@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from titan_motif.components.curriculum.progress import byte_progress
 from titan_motif.components.curriculum.tokenize_units import DOCUMENT, UnitResult
+from titan_motif.components.progress import byte_progress
 
 SPLITS = ("train", "validation")
 _NOWHERE = -1

@@ -25,7 +25,6 @@ from titan_motif.components.curriculum.manifest import (
     tokenizer_sha256,
     write_manifest,
 )
-from titan_motif.components.curriculum.progress import byte_progress
 from titan_motif.components.curriculum.readers import (
     Input,
     find_inputs,
@@ -42,6 +41,7 @@ from titan_motif.components.curriculum.tokenizer import DocumentTokenizer, load_
 from titan_motif.components.curriculum.units import UNIT_BYTES, BadLine, Unit
 from titan_motif.components.curriculum.work_folder import locked, take_up
 from titan_motif.components.file_hashes import file_sha256
+from titan_motif.components.progress import byte_progress
 
 BAD_LINES = "bad_lines.jsonl"
 NUM_TOLD = 5

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from titan_motif.components.curriculum.manifest import tokenizer_sha256
-from titan_motif.components.curriculum.progress import byte_progress
 from titan_motif.components.curriculum.readers import find_inputs, plan_units, read_unit
 from titan_motif.components.curriculum.tokenizer import save_tokenizer, train_tokenizer
 from titan_motif.components.curriculum.units import BadLine, Unit
+from titan_motif.components.progress import byte_progress
 
 
 @dataclass(frozen=True)

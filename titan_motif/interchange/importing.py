@@ -10,8 +10,8 @@ import titan_motif.device  # noqa: F401  (before anything of torchtitan)
 import torch
 from torch import Tensor
 
-from titan_motif.components.curriculum.progress import byte_progress
 from titan_motif.components.dcp_stream import write_dcp
+from titan_motif.components.progress import byte_progress
 from titan_motif.components.saved_steps import is_safetensors
 from titan_motif.interchange import output_folder
 from titan_motif.interchange.model_files import ModelFiles, open_model

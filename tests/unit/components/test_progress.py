@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from titan_motif.components.curriculum import progress
+from titan_motif.components import progress
 
 
 def test_lines_tell_rate_and_time_left(capsys, monkeypatch):
