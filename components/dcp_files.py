@@ -1,16 +1,20 @@
-"""The tensors of a DCP directory, one at a time, without the ranks that wrote it."""
+"""DCP directories, tensor by tensor, in one process: read against their seal, written with one."""
 
 import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint import FileSystemReader
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemReader
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
 
 from titan_motif.components.safetensors_files import TensorShape
 from titan_motif.components.seal import content_problem, seal_problem
+from titan_motif.components.sealing_writer import SealingWriter
 
 OPTIMIZER = "optimizer."
 
@@ -45,7 +49,55 @@ class DcpFolder:
         """Return a tensor whole; KeyError if there is none of that name."""
         shape, dtype = (self.tensors | self.states)[name]
         state = {name: torch.empty(shape, dtype=dtype)}
-        with warnings.catch_warnings():  # that this is one process, it is told every time
-            warnings.simplefilter("ignore", UserWarning)
+        with _as_one_process():
             dcp.load(state, storage_reader=FileSystemReader(self.folder), no_dist=True)
         return state[name]
+
+
+class _MakingPlanner(DefaultSavePlanner):
+    """Plans with tensors that have no values, and makes each one as it is written."""
+
+    def __init__(self, make: Callable[[str], Tensor]) -> None:
+        super().__init__()
+        self._make = make
+
+    def lookup_object(self, index: MetadataIndex) -> Tensor:
+        tensor = self._make(index.fqn)
+        expected = super().lookup_object(index)
+        assert (tensor.shape, tensor.dtype) == (expected.shape, expected.dtype), index.fqn
+        return tensor
+
+
+def write_dcp(
+    folder: Path, tensors: Mapping[str, TensorShape], make: Callable[[str], Tensor]
+) -> None:
+    """Write tensors as a sealed DCP directory, of which one at a time is in memory.
+
+    Args:
+        make: returns the tensor of a name, of its shape and dtype; what it raises is passed on
+    """
+    state = {
+        name: torch.empty(shape.shape, dtype=shape.dtype, device="meta")
+        for name, shape in tensors.items()
+    }
+    try:
+        with _as_one_process():
+            dcp.save(
+                state,
+                storage_writer=SealingWriter(folder),
+                planner=_MakingPlanner(make),
+                no_dist=True,
+            )
+    except CheckpointException as error:  # what `make` raised, wrapped, and no Exception
+        inner = next(iter(error.failures.values()))[0]
+        if isinstance(inner, OSError):
+            raise ValueError(f"{folder}: cannot be written ({inner.strerror})") from None
+        raise inner from None
+
+
+@contextmanager
+def _as_one_process() -> Iterator[None]:
+    """Keep DCP from telling at every call that this is one process."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield

@@ -125,6 +125,18 @@ def _dtype(name: str) -> torch.dtype | None:
     return next((dtype for dtype, known in DTYPES.items() if known == name), None)
 
 
+def tensor_extents(path: Path) -> dict[str, tuple[int, int]]:
+    """Return where in a file each tensor begins and ends."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    return {
+        name: tuple(8 + length + offset for offset in entry["data_offsets"])
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
+
+
 def cut_into_shards(
     tensors: Mapping[str, TensorShape], max_bytes: int
 ) -> dict[str, dict[str, TensorShape]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from titan_motif.components.file_hashes import own_sha256, write_record
+from titan_motif.components.safetensors_files import tensor_extents
 
 SEAL = "seal.json"
 FORMAT = 1
@@ -65,7 +66,7 @@ def seal_folder(folder: Path) -> None:
     write_seal(
         folder,
         {
-            path.relative_to(folder).as_posix(): hash_file(path, safetensors_parts(path))
+            path.relative_to(folder).as_posix(): hash_file(path, _parts(path))
             for path in sorted(folder.rglob("*"))
             if path.is_file()
             and not any(part.startswith(".") for part in path.relative_to(folder).parts)
@@ -146,22 +147,11 @@ def content_problem(folder: Path, share: int = 0, shares: int = 1) -> str | None
     return None
 
 
-def safetensors_parts(path: Path) -> list[Part]:
-    """Return where each tensor of a safetensors file lies; none of any other file.
-
-    Equation: 8 bytes, little endian, of the header's length; the header in JSON; the tensors, whose
-              offsets count from there  (https://github.com/huggingface/safetensors)
-    """
+def _parts(path: Path) -> list[Part]:
+    """Return where the tensors of a safetensors file lie; nothing of any other file."""
     if path.suffix != ".safetensors":
         return []
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-    return [
-        Part(name, *(8 + length + offset for offset in entry["data_offsets"]))
-        for name, entry in header.items()
-        if name != "__metadata__"
-    ]
+    return [Part(name, *extent) for name, extent in tensor_extents(path).items()]
 
 
 def _read(folder: Path) -> dict[str, dict[str, Any]]:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from titan_motif.components.dcp_stream import write_dcp
+from titan_motif.components.dcp_files import write_dcp
 from titan_motif.components.file_hashes import file_sha256
 from titan_motif.components.progress import byte_progress
 from titan_motif.components.safetensors_files import (

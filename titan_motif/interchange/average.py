@@ -9,7 +9,7 @@ import titan_motif.device  # noqa: F401  (before anything of torchtitan)
 # isort: split
 from torch import Tensor
 
-from titan_motif.components.dcp_stream import write_dcp
+from titan_motif.components.dcp_files import write_dcp
 from titan_motif.components.progress import byte_progress
 from titan_motif.components.saved_steps import saved_steps
 from titan_motif.interchange import output_folder

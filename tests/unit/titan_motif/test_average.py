@@ -11,8 +11,7 @@ import titan_motif.device  # noqa: F401
 
 # isort: split
 from titan_motif import cli
-from titan_motif.components.dcp_files import DcpFolder
-from titan_motif.components.dcp_stream import write_dcp
+from titan_motif.components.dcp_files import DcpFolder, write_dcp
 from titan_motif.components.safetensors_files import TensorShape
 from titan_motif.components.seal import break_seal
 from titan_motif.model import Motif2ModelArgs
