@@ -306,13 +306,13 @@ class CompleteStepCheckpointManager(CheckpointManager):
         """Remove all but the newest k complete steps, and partial ones older than the newest."""
         if self.keep_latest_k == 0 or dist.get_rank() != 0:
             return
-        steps = [s for s in saved_steps(self.folder) if s.step != self._saving_step]
-        own = [s for s in saved_steps(self.folder) if s.step == self._saving_step]
-        complete = [saved for saved in (*own, *steps) if not saved.problem]
+        steps = saved_steps(self.folder)
+        complete = [saved for saved in steps if not saved.problem]
         if not complete:
             return
         # The step that is being saved has no seal yet, and is nothing to be removed.
-        partial = [s for s in steps if s.problem and s.step < complete[0].step]
+        over = [s for s in steps if s.problem and s.step != self._saving_step]
+        partial = [s for s in over if s.step < complete[0].step]
         for saved in [*complete[self.keep_latest_k :], *partial]:
             self._set_aside(saved.path)
 

@@ -42,8 +42,8 @@ def write_model(folder: Path, model: Motif2Model, max_bytes: int = 1 << 30) -> P
     for name, shard in shards.items():
         write_shard(folder / name, shard, state.__getitem__)
     write_index(folder, shards)
-    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
-    (folder / "config.json").write_text(json.dumps(hf_config(model.model_args, dtype)))
+    dtype = next(model.parameters()).dtype
+    (folder / "config.json").write_text(hf_config(model.model_args, dtype))
     return folder
 
 

@@ -3,6 +3,7 @@
 import json
 import time
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
@@ -79,19 +80,16 @@ def main(options: Options) -> None:
     source = open_model(options.from_, options.from_config)
     wanted = network_of(options.config)
     large = plan_growth(source.args, wanted, options.allow)
-    dtype = source.tensors["norm.weight"].dtype
-    if options.dtype != "same":
-        dtype = getattr(torch, options.dtype)
+    dtype = source.dtype if options.dtype == "same" else getattr(torch, options.dtype)
     max_bytes = round(options.shard_gigabytes * 1e9)
     with_optimizer = options.optimizer == "grown"
     how = GrowthOptions(dtype, options.snr_db, options.seed, max_bytes, with_optimizer)
     folder = grow(source, large, options.to, how)
     grown = open_model(folder)
     seconds = time.perf_counter() - begin
-    num_parameters = sum(torch.Size(shape.shape).numel() for shape in grown.tensors.values())
     print(
-        f"grow: {len(grown.tensors)} tensors, {num_parameters:,} parameters in {folder} after "
-        f"{seconds:.1f} s; what came from where: {folder / REPORT}"
+        f"grow: {len(grown.tensors)} tensors, {grown.num_parameters:,} parameters in {folder} "
+        f"after {seconds:.1f} s; what came from where: {folder / REPORT}"
     )
     if large.lam_init != wanted.lam_init:
         told = ", ".join(f"{value!r}" for value in large.lam_init)
@@ -112,7 +110,7 @@ def main(options: Options) -> None:
         content = {
             "folder": str(folder),
             "tensors": len(grown.tensors),
-            "parameters": num_parameters,
+            "parameters": grown.num_parameters,
             "seconds": seconds,
             "lam_init": large.lam_init,
             "changes": changes,
@@ -126,7 +124,6 @@ def _verify(
 ) -> dict[str, Any]:
     """Print and return the differences; ValueError if the function was to be kept and is not."""
     found: dict[str, Any] = {}
-    stored = grown.tensors["norm.weight"].dtype
     for kind, tokens in _batches(source, options).items():
         for dtype, bound in BOUNDS.items():
             name = str(dtype).removeprefix("torch.")
@@ -137,25 +134,20 @@ def _verify(
                 f"{max(differences.hidden):.2e}, of logits {differences.logits:.2e}"
             )
             if not changes:
-                rounding = _stored_rounding(source, grown, stored)
-                _check(differences, max(bound, 8 * rounding))
+                _check(differences, max(bound, 8 * _stored_rounding(source, grown)))
     for name, told in changes.items():
         print(f"grow: {name} {told} was allowed: the differences above are its effect")
     return found
 
 
-def _stored_rounding(source: ModelFiles, grown: ModelFiles, stored: torch.dtype) -> float:
+def _stored_rounding(source: ModelFiles, grown: ModelFiles) -> float:
     """Return what the stored weights are rounded by: nothing, if copies are halved alone."""
     small, large = source.args, grown.args
-    times = (
-        large.dim // small.dim,
-        large.hidden_dim // small.hidden_dim,
-        large.num_signal_heads // small.num_signal_heads,
-    )
-    is_exact = all(n & (n - 1) == 0 for n in times)
-    is_narrower = stored.itemsize < source.tensors["norm.weight"].dtype.itemsize
-    is_exact = is_exact and large.num_signal_heads % small.num_signal_heads == 0
-    return 0.0 if is_exact and not is_narrower else ROUNDING[stored]
+    names = ("dim", "hidden_dim", "num_signal_heads")
+    times = [Fraction(getattr(large, name), getattr(small, name)) for name in names]
+    is_halved = all(n.denominator == 1 and n.numerator.bit_count() == 1 for n in times)
+    is_narrower = grown.dtype.itemsize < source.dtype.itemsize
+    return 0.0 if is_halved and not is_narrower else ROUNDING[grown.dtype]
 
 
 def _check(differences: Differences, bound: float) -> None:

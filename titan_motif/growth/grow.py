@@ -36,6 +36,7 @@ from titan_motif.growth.mapping import (
     map_tensors,
 )
 from titan_motif.growth.tensors import add_paired_noise, grow_moment, grow_tensor
+from titan_motif.interchange import output_folder
 from titan_motif.interchange.model_files import ModelFiles
 from titan_motif.model import Motif2ModelArgs
 from titan_motif.model.hf_config import CONFIG, hf_config
@@ -44,7 +45,7 @@ from titan_motif.model.state_dict_adapter import our_name, released_name
 
 REPORT = "growth.json"
 STATE = "optimizer.state."
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "token_bytes.npy")
+TOKENIZER_FILES = (*output_folder.TOKENIZER_FILES, "token_bytes.npy")
 
 
 @dataclass(frozen=True)
@@ -89,70 +90,88 @@ def grow(source: ModelFiles, large: Motif2ModelArgs, to: Path, options: GrowthOp
 
     Raises: GrowthError if `to` holds something else, or if the disk has not the room
     """
-    origins = map_tensors(source.args, large)
-    shapes = {
-        released_name(name): TensorShape(shape, _dtype_of(name, options.dtype))
-        for name, shape in parameter_shapes(large).items()
-    }
     if options.with_optimizer and not source.states:
         raise GrowthError(f"{source.folder}: has no optimizer's states to grow")
-    shards = cut_into_shards(shapes, options.max_shard_bytes)
+    grown = _Grown(source, large, options)
     plan = _plan(source, large, options)
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         return _already_there(to, plan)
     work = to.with_name(f"{to.name}.growing")
-    states = _state_shapes(source, origins) if options.with_optimizer else {}
-    total = sum(shape.num_bytes for shape in (*shapes.values(), *states.values()))
-    _take_up(work, plan, total)
-
-    def make(name: str) -> Tensor:
-        origin = origins[name]
-        read = source.read_finite(origin.name)
-        grown = grow_tensor(origin, read, _dtype_of(name, options.dtype))
-        if options.snr_db is not None:
-            add_paired_noise(grown, origin, name, options.seed, options.snr_db)
-        advance(shapes[released_name(name)].num_bytes)
-        return grown
-
-    def make_any(name: str) -> Tensor:
-        if name not in states:
-            return make(name)
-        advance(states[name].num_bytes)
-        return _grown_state(source, origins, name)
-
+    _take_up(work, plan, grown.num_bytes)
+    _write_beside(work, grown, plan)
     if options.with_optimizer:
-        ours = {our_name(theirs): shape for theirs, shape in shapes.items()}
-        _write_beside(work, source, large, origins, plan, options)
-        with byte_progress("growing", total) as advance:
-            write_dcp(work, ours | states, make_any)
-        return _move(work, to)
-    done = sum(
-        shape.num_bytes
-        for name, shard in shards.items()
-        for shape in shard.values()
-        if (work / name).exists()
-    )
-    with byte_progress("growing", total, done) as advance:
-        for name, shard in shards.items():
-            if not (work / name).exists():
-                write_shard(work / name, shard, lambda theirs: make(our_name(theirs)))
-    write_index(work, shards)
-    assert SafetensorsFolder(work).tensors.keys() == shapes.keys()
-    _write_beside(work, source, large, origins, plan, options)
-    seal_folder(work)
-    return _move(work, to)
-
-
-def _plan_file(work: Path) -> Path:
-    return work.with_name(f"{work.name}.json")
-
-
-def _move(work: Path, to: Path) -> Path:
+        grown.write_step(work)
+    else:
+        grown.write_safetensors(work)
+        seal_folder(work)
     if to.exists():  # and empty
         to.rmdir()
     os.rename(work, to)
     _plan_file(work).unlink()
     return to
+
+
+class _Grown:
+    """The tensors of the large model, made one by one as they are written."""
+
+    def __init__(self, source: ModelFiles, large: Motif2ModelArgs, options: GrowthOptions) -> None:
+        self.source, self.large, self.options = source, large, options
+        self.origins = map_tensors(source.args, large)
+        self.shapes = {
+            name: TensorShape(shape, _dtype_of(name, options.dtype))
+            for name, shape in parameter_shapes(large).items()
+        }
+        self.states = _state_shapes(source, self.origins) if options.with_optimizer else {}
+        self.num_bytes = sum(s.num_bytes for s in (*self.shapes.values(), *self.states.values()))
+
+    def write_step(self, folder: Path) -> None:
+        """Write a sealed DCP step, the optimizer's states with it."""
+        with byte_progress("growing", self.num_bytes) as advance:
+
+            def make(name: str) -> Tensor:
+                tensor = self._state(name) if name in self.states else self._tensor(name)
+                advance(tensor.nbytes)
+                return tensor
+
+            write_dcp(folder, self.shapes | self.states, make)
+
+    def write_safetensors(self, folder: Path) -> None:
+        """Write the files that are not there yet, and their index."""
+        shapes = {released_name(name): shape for name, shape in self.shapes.items()}
+        shards = cut_into_shards(shapes, self.options.max_shard_bytes)
+        there = [name for name in shards if (folder / name).exists()]
+        done = sum(shape.num_bytes for name in there for shape in shards[name].values())
+        with byte_progress("growing", self.num_bytes, done) as advance:
+
+            def make(theirs: str) -> Tensor:
+                tensor = self._tensor(our_name(theirs))
+                advance(tensor.nbytes)
+                return tensor
+
+            for name in (name for name in shards if name not in there):
+                write_shard(folder / name, shards[name], make)
+        write_index(folder, shards)
+        assert SafetensorsFolder(folder).tensors.keys() == shapes.keys()
+
+    def _tensor(self, name: str) -> Tensor:
+        origin = self.origins[name]
+        source = self.source.read_finite(origin.name)
+        grown = grow_tensor(origin, source, self.shapes[name].dtype)
+        if self.options.snr_db is not None:
+            add_paired_noise(grown, origin, name, self.options.seed, self.options.snr_db)
+        return grown
+
+    def _state(self, state: str) -> Tensor:
+        name, _, kind = state.removeprefix(STATE).rpartition(".")
+        origin = self.origins[name]
+        source = self.source.read(f"{STATE}{origin.name}.{kind}")
+        if source.ndim == 0:  # the number of steps
+            return source
+        return grow_moment(origin, source, 2 if kind == "exp_avg_sq" else 1)
+
+
+def _plan_file(work: Path) -> Path:
+    return work.with_name(f"{work.name}.json")
 
 
 def _state_shapes(source: ModelFiles, origins: dict[str, Origin]) -> dict[str, TensorShape]:
@@ -168,15 +187,6 @@ def _state_shapes(source: ModelFiles, origins: dict[str, Origin]) -> dict[str, T
             is_number = not shape.shape
             shapes[f"{STATE}{name}.{kind}"] = shape if is_number else shape._replace(shape=grown)
     return shapes
-
-
-def _grown_state(source: ModelFiles, origins: dict[str, Origin], state: str) -> Tensor:
-    name, _, kind = state.removeprefix(STATE).rpartition(".")
-    origin = origins[name]
-    read = source.read(f"{STATE}{origin.name}.{kind}")
-    if read.ndim == 0:  # the number of steps
-        return read
-    return grow_moment(origin, read, 2 if kind == "exp_avg_sq" else 1)
 
 
 def _dtype_of(name: str, dtype: torch.dtype) -> torch.dtype:
@@ -234,26 +244,17 @@ def _take_up(work: Path, plan: dict[str, Any], num_bytes: int) -> None:
         )
 
 
-def _write_beside(
-    work: Path,
-    source: ModelFiles,
-    large: Motif2ModelArgs,
-    origins: dict[str, Origin],
-    plan: dict[str, Any],
-    options: GrowthOptions,
-) -> None:
+def _write_beside(work: Path, grown: _Grown, plan: dict[str, Any]) -> None:
     """Write config.json, tokenizer and report."""
-    config = hf_config(large, str(options.dtype).removeprefix("torch."))
-    (work / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-    for name in TOKENIZER_FILES:
-        if (source.folder / name).is_file():
-            shutil.copyfile(source.folder / name, work / name)
+    source, origins = grown.source, grown.origins
+    (work / CONFIG).write_text(hf_config(grown.large, grown.options.dtype))
+    output_folder.copy_files(source.folder, work, TOKENIZER_FILES)
     unused = sorted(source.tensors.keys() - {origin.name for origin in origins.values()})
     report = {
         "plan": plan,
         "layers": [
             {"layer": layer, "from": of, "inserted": inserted}
-            for layer, (of, inserted) in enumerate(layer_origins(source.args, large))
+            for layer, (of, inserted) in enumerate(layer_origins(source.args, grown.large))
         ],
         "tensors": {name: describe(origin) for name, origin in origins.items()},
         "unused": unused,

@@ -47,11 +47,9 @@ def main(options: Options) -> None:
         if model.tensors != tensors:
             name = next(name for name in tensors if model.tensors[name] != tensors[name])
             raise ValueError(f"{model.folder}: {name} is of another dtype than in the others")
-    num_bytes = sum(shape.num_bytes for shape in tensors.values())
-    with output_folder.made(options.to, num_bytes) as work:
-        dtype = str(tensors["norm.weight"].dtype).removeprefix("torch.")
-        (work / CONFIG).write_text(json.dumps(hf_config(models[0].args, dtype), indent=2) + "\n")
-        with byte_progress("averaging", num_bytes) as advance:
+    with output_folder.made(options.to, models[0].num_bytes) as work:
+        (work / CONFIG).write_text(hf_config(models[0].args, models[0].dtype))
+        with byte_progress("averaging", models[0].num_bytes) as advance:
 
             def make(name: str) -> Tensor:
                 advance(tensors[name].num_bytes)

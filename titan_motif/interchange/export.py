@@ -4,7 +4,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import titan_motif.device  # noqa: F401  (before anything of torchtitan)
 
@@ -32,7 +32,6 @@ AUTO_MAP = {
     "AutoModel": "modeling_motif.MotifModel",
     "AutoModelForCausalLM": "modeling_motif.MotifForCausalLM",
 }
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
 @dataclass
@@ -76,7 +75,7 @@ def main(options: Options) -> None:
         write_tensors(work, shards, source)
         _write_settings(work, source, shapes, tokenizer)
         seal_folder(work)
-    num_parameters = sum(torch.Size(shape.shape).numel() for shape in shapes.values())
+    num_parameters = source.num_parameters
     print(f"export: {len(shapes)} tensors, {num_parameters:,} parameters in {options.to}")
     if options.json is not None:
         figures = {"folder": str(options.to), "tensors": len(shapes), "parameters": num_parameters}
@@ -111,19 +110,16 @@ def _write_settings(
     work: Path, source: ModelFiles, shapes: dict[str, TensorShape], tokenizer: Path
 ) -> None:
     """Write config.json, generation_config.json, the code, and the tokenizer's files."""
-    dtype = str(shapes[released_name("norm.weight")].dtype).removeprefix("torch.")
+    dtype = shapes[released_name("norm.weight")].dtype
     end = _end_id(tokenizer)
-    config: dict[str, Any] = hf_config(source.args, dtype) | {"auto_map": AUTO_MAP}
-    generation: dict[str, Any] = {"do_sample": False}
+    ends = {} if end is None else {"eos_token_id": end}
+    (work / CONFIG).write_text(hf_config(source.args, dtype, auto_map=AUTO_MAP, **ends))
+    generation = {"do_sample": False, **ends}
     if end is not None:
-        config |= {"eos_token_id": end}
-        generation |= {"eos_token_id": end, "pad_token_id": end}
-    for name, content in ((CONFIG, config), ("generation_config.json", generation)):
-        (work / name).write_text(json.dumps(content, indent=2) + "\n")
+        generation["pad_token_id"] = end
+    (work / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
     shutil.copyfile(Path(__file__).with_name(CODE), work / CODE)
-    for name in TOKENIZER_FILES:
-        if (tokenizer / name).is_file():
-            shutil.copyfile(tokenizer / name, work / name)
+    output_folder.copy_files(tokenizer, work, output_folder.TOKENIZER_FILES)
 
 
 def _end_id(tokenizer: Path) -> int | None:

@@ -7,7 +7,6 @@ from pathlib import Path
 import titan_motif.device  # noqa: F401  (before anything of torchtitan)
 
 # isort: split
-import torch
 from torch import Tensor
 
 from titan_motif.components.dcp_files import write_dcp
@@ -41,25 +40,23 @@ def main(options: Options) -> None:
     if options.from_.is_dir() and not is_safetensors(options.from_):
         raise ValueError(f"{options.from_}: no safetensors; nothing else is imported")
     source = open_model(options.from_, options.config)
-    num_bytes = sum(shape.num_bytes for shape in source.tensors.values())
-    with output_folder.made(options.to, num_bytes) as work:
-        _write(work, source, num_bytes)
-    num_parameters = sum(torch.Size(shape.shape).numel() for shape in source.tensors.values())
-    print(f"import: {len(source.tensors)} tensors, {num_parameters:,} parameters in {options.to}")
+    with output_folder.made(options.to, source.num_bytes) as work:
+        _write(work, source)
+    num_tensors, num_parameters = len(source.tensors), source.num_parameters
+    print(f"import: {num_tensors} tensors, {num_parameters:,} parameters in {options.to}")
     if options.json is not None:
         figures = {
             "folder": str(options.to),
-            "tensors": len(source.tensors),
+            "tensors": num_tensors,
             "parameters": num_parameters,
         }
         options.json.write_text(json.dumps(figures, indent=1) + "\n")
 
 
-def _write(work: Path, source: ModelFiles, num_bytes: int) -> None:
+def _write(work: Path, source: ModelFiles) -> None:
     # The network goes along: a DCP directory alone does not tell it.
-    dtype = str(source.tensors["norm.weight"].dtype).removeprefix("torch.")
-    (work / CONFIG).write_text(json.dumps(hf_config(source.args, dtype), indent=2) + "\n")
-    with byte_progress("importing", num_bytes) as advance:
+    (work / CONFIG).write_text(hf_config(source.args, source.dtype))
+    with byte_progress("importing", source.num_bytes) as advance:
 
         def make(name: str) -> Tensor:
             tensor = source.read_finite(name)

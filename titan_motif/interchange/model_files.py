@@ -5,6 +5,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from titan_motif.components.dcp_files import DcpFolder
@@ -30,6 +31,19 @@ class ModelFiles(NamedTuple):
     """Returns a tensor by our name, or a state by its own."""
     states: Mapping[str, TensorShape] = MappingProxyType({})
     """The optimizer's, as optimizer.state.NAME.STATE; of a step that has them."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what is not kept in float32."""
+        return self.tensors["norm.weight"].dtype
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(shape.num_bytes for shape in self.tensors.values())
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(torch.Size(shape.shape).numel() for shape in self.tensors.values())
 
     def read_finite(self, name: str) -> Tensor:
         """Return a tensor; ValueError naming it if a value is not finite."""
@@ -67,13 +81,12 @@ def open_model(folder: str | Path, config_file: str | Path | None = None) -> Mod
     else:
         step = DcpFolder(folder)
         states = step.states
-        found, read = step.tensors, step.read
-        names = parameter_shapes(args)
-        found = {name: shape for name, shape in found.items() if name in names or _is_ours(name)}
+        found, read = {n: s for n, s in step.tensors.items() if _is_ours(n)}, step.read
     return ModelFiles(folder, args, _checked(folder, args, found), read, states)
 
 
 def _is_ours(name: str) -> bool:
+    """Return whether a tensor of a step is a model's, not the trainer's."""
     return name.startswith(("layers.", "scalars.", "tok_embeddings.", "norm.", "output."))
 
 

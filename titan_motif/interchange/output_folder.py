@@ -1,7 +1,7 @@
 """A folder that appears when it is whole: written beside itself and moved into place."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +10,17 @@ import tyro
 
 From = Annotated[Path, tyro.conf.arg(name="from")]
 """The type of an option --from, which is no name in Python."""
+
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+"""What transformers reads of a tokenizer."""
+
+
+def copy_files(source: Path, to: Path, names: Iterable[str]) -> None:
+    """Copy those files that are there."""
+    for name in names:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, to / name)
 
 
 @contextmanager

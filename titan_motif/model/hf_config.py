@@ -9,6 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from titan_motif.model.args import Motif2ModelArgs
 
 CONFIG = "config.json"
@@ -34,10 +36,10 @@ _NAMES = {
 _NEEDED = ("dim", "n_layers", "n_heads", "n_kv_heads", "hidden_dim", "vocab_size")
 
 
-def hf_config(args: Motif2ModelArgs, dtype: str) -> dict[str, Any]:
-    """Return what config.json says of a network."""
+def hf_config(args: Motif2ModelArgs, dtype: torch.dtype, **more: Any) -> str:
+    """Return the text of the config.json of a network whose tensors have this dtype."""
     values = {theirs: getattr(args, ours) for ours, theirs in _NAMES.items()}
-    return {
+    config = {
         "architectures": ["MotifForCausalLM"],
         "model_type": MODEL_TYPE,
         "hidden_act": "poly_norm",
@@ -46,8 +48,10 @@ def hf_config(args: Motif2ModelArgs, dtype: str) -> dict[str, Any]:
         "attention_dropout": 0.0,
         "use_sliding_window": False,
         "use_cache": True,
-        "torch_dtype": dtype,
+        "torch_dtype": str(dtype).removeprefix("torch."),
+        **more,
     }
+    return json.dumps(config, indent=2) + "\n"
 
 
 def read_hf_config(folder: str | Path) -> Motif2ModelArgs:

@@ -1,10 +1,10 @@
 """The names of the released checkpoints, and ours."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.distributed.checkpoint import HuggingFaceStorageReader
 from torchtitan.protocols.state_dict_adapter import StateDictAdapter
 
@@ -105,8 +105,7 @@ class Motif2StateDictAdapter(StateDictAdapter):
 
     def files_beside(self) -> dict[str, str]:
         """Return the files that go into every saved step: what network its tensors are."""
-        dtype = "float32"  # of the parameters, whatever the products' is
-        return {CONFIG: json.dumps(hf_config(self.model_args, dtype), indent=2) + "\n"}
+        return {CONFIG: hf_config(self.model_args, torch.float32)}  # of the parameters
 
     def to_hf(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """Rename our state dict as released; ValueError for a name that has no counterpart."""
