@@ -1,8 +1,10 @@
-"""A tokenizer for the tests of prepared data."""
+"""A tokenizer for the tests of prepared data, and jobs for those of checkpoints."""
 
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
+from saved_jobs import Job
 
 from titan_motif.components.curriculum.tokenizer import save_tokenizer, train_tokenizer
 
@@ -13,3 +15,26 @@ def tiny_tokenizer(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tokenizer") / "tiny"
     save_tokenizer(train_tokenizer(["the cat sat on the mat and the rat ran " * 9], 280), folder)
     return folder
+
+
+@pytest.fixture
+def job(tmp_path: Path):
+    """Make jobs on one folder inside a process group of one rank."""
+    dist.init_process_group(
+        "gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1
+    )
+    made: list[Job] = []
+
+    def make(**settings) -> Job:
+        made.append(Job(tmp_path, **settings))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.manager.close()
+    dist.destroy_process_group()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "checkpoint"
