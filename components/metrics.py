@@ -48,6 +48,8 @@ class RunMetrics(MetricsProcessor):
         self.num_skipped_steps = 0
         self.data_report: Callable[[int, int], dict[str, float]] | None = None
         """Tells of what was read between two counts of steps."""
+        self.loss_report: Callable[[], dict[str, float]] | None = None
+        """Tells of the loss of the step that is logged; it may reduce over ranks."""
 
     @property
     def optimizers(self) -> OptimizersContainer | None:
@@ -88,6 +90,8 @@ class RunMetrics(MetricsProcessor):
         extra = dict(extra_metrics or {})
         if self.monitor is not None:
             extra |= self.monitor.metrics()
+        if self.loss_report is not None:
+            extra |= self.loss_report()
         if self.data_report is not None and self.is_writer:
             extra |= self.data_report(self.last_logged_step or 0, step)
         skipped = sum(getattr(o, "num_skipped_steps", 0) for o in self.optimizers or ())

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
-from torchtitan.components.loss import IGNORE_INDEX, LossFunction
+from torchtitan.components.loss import IGNORE_INDEX
 from torchtitan.components.metrics import MetricsProcessor
 from torchtitan.components.validate import BaseValidator
 from torchtitan.config import JobConfig
@@ -102,14 +101,13 @@ class SplitValidator(BaseValidator):
         dp_world_size: int,
         dp_rank: int,
         parallel_dims: ParallelDims,
-        loss_fn: LossFunction,
         metrics_processor: MetricsProcessor,
         validation_context: TrainContext,
         documents: DocumentInputs | None = None,
     ) -> None:
         super().__init__(job_config)
         self.groups = validation_groups(job_config, groups, dp_rank, dp_world_size, documents)
-        self.parallel_dims, self.loss_fn = parallel_dims, loss_fn
+        self.parallel_dims = parallel_dims
         self.metrics_processor, self.validation_context = metrics_processor, validation_context
         self.last_step: int | None = None
         self.last_loss: float | None = None
@@ -145,9 +143,7 @@ class SplitValidator(BaseValidator):
                 labels = labels.to(device_type)
                 inputs = {name: tensor.to(device_type) for name, tensor in inputs.items()}
                 with self.validation_context():
-                    loss = self.loss_fn(model(inputs.pop("input"), **inputs), labels)
-                if isinstance(loss, DTensor):  # of tensor-parallel ranks, which all hold the same
-                    loss = loss.full_tensor()
+                    loss = model(inputs.pop("input"), **inputs, labels=labels).cross_entropy
                 total += torch.stack((loss.double(), (labels != IGNORE_INDEX).sum().double()))
         model.train(was_training)
         mesh = self.parallel_dims.get_optional_mesh("loss")
@@ -190,7 +186,6 @@ def build_validator(
     dp_world_size: int,
     dp_rank: int,
     parallel_dims: ParallelDims,
-    loss_fn: LossFunction,
     metrics_processor: MetricsProcessor,
     validation_context: TrainContext,
     documents: DocumentInputs | None = None,
@@ -203,7 +198,6 @@ def build_validator(
         dp_world_size,
         dp_rank,
         parallel_dims,
-        loss_fn,
         metrics_processor,
         validation_context,
         documents,

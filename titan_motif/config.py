@@ -108,9 +108,12 @@ class Training(torchtitan_config.Training):
     """
     mixed_precision_param: Literal["auto", "bfloat16", "float32"] = "auto"
     """
-    Dtype of the matrix products. Parameters stay in training.dtype and gradients are reduced in
-    mixed_precision_reduce. 'auto' is bfloat16 on an accelerator and float32 on CPU.
+    Dtype of the matrix products and of the gradients that they give (lambda and PolyNorm's scalars
+    stay in float32). Parameters, and gradients once they are reduced, are in training.dtype. 'auto'
+    is bfloat16 on an accelerator and float32 on CPU.
     """
+    mixed_precision_reduce: Literal["float32", "bfloat16"] = "float32"
+    """Dtype in which gradients are summed over ranks: bfloat16 sends half as much."""
 
 
 @dataclass
@@ -204,6 +207,19 @@ class LRScheduler(torchtitan_config.LRScheduler):
 
 
 @dataclass
+class LossSettings:
+    """How the loss is computed (titan_motif.components.loss)."""
+
+    chunk_tokens: int = 4096
+    """Tokens of a rank whose logits are held at a time: fewer take less memory, and more time."""
+    z_loss: float = 0.0
+    """
+    Weight c of the z-loss, c log(Z)^2 a token, which keeps logits from drifting; 0 leaves it out.
+    The losses that are reported are without it.
+    """
+
+
+@dataclass
 class Metrics(torchtitan_config.Metrics):
     """What a run reports."""
 
@@ -243,9 +259,12 @@ class ActivationCheckpoint(torchtitan_config.ActivationCheckpoint):
 
     mode: Literal["selective", "full", "memory_budget", "none"] = "none"
     """Type of activation checkpointing."""
-    selective_ac_option: str = "op"
-    """What 'selective' keeps: 'op' the results of every second large product and of attention, in
-    every block; a number n everything, in all blocks but each n-th, which keeps nothing."""
+    selective_ac_option: str = "products"
+    """
+    What 'selective' keeps: 'products' the results of all matrix products and of attention (norms,
+    rotation, PolyNorm and casts are computed again); 'op' of every second product and of attention,
+    as torchtitan; a number n everything, in all blocks but each n-th, which keeps nothing.
+    """
 
 
 @dataclass
@@ -291,6 +310,7 @@ class JobConfig(torchtitan_config.JobConfig):
     curriculum: Curriculum = field(default_factory=Curriculum)
     optimizer: Optimizer = field(default_factory=Optimizer)
     lr_scheduler: LRScheduler = field(default_factory=LRScheduler)
+    loss: LossSettings = field(default_factory=LossSettings)
     metrics: Metrics = field(default_factory=Metrics)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     moving_average: MovingAverage = field(default_factory=MovingAverage)

@@ -8,7 +8,15 @@ from pathlib import Path
 import torch
 
 from titan_motif.components.muon.routing import route
-from titan_motif.config import JobConfig, LRScheduler, Metrics, Muon, Optimizer, value_of
+from titan_motif.config import (
+    ActivationCheckpoint,
+    JobConfig,
+    LRScheduler,
+    Metrics,
+    Muon,
+    Optimizer,
+    value_of,
+)
 from titan_motif.config_refusals import check_served
 from titan_motif.corpus.prepare import GROUPS as BUILTIN_GROUPS
 from titan_motif.curriculum import check_curriculum, check_source_files, has_phases
@@ -41,6 +49,7 @@ _AT_LEAST = {
     "optimizer.qk_clip_interval": 1,
     "lr_scheduler.warmup_tokens": -1,
     "lr_scheduler.decay_tokens": -1,
+    "loss.chunk_tokens": 1,
     "summary.sample_tokens": 0,
     "comm.init_timeout_seconds": 1,
     "comm.train_timeout_seconds": 1,
@@ -59,6 +68,7 @@ _BETWEEN = {
     "optimizer.weight_decay": (0.0, 1.0),
     "lr_scheduler.min_lr_factor": (0.0, 1.0),
     "activation_checkpoint.memory_budget": (0.0, 1.0),
+    "loss.z_loss": (0.0, 1.0),
 }
 _ABOVE_ZERO = (
     "optimizer.lr",
@@ -122,13 +132,23 @@ def _ranges(config: JobConfig) -> Iterator[Finding]:
             "moving_average.num_checkpoints",
             f"is {average.num_checkpoints}; checkpoint.keep_latest_k keeps {kept}",
         )
+    checkpointing, unset = config.activation_checkpoint, ActivationCheckpoint()
+    name = "per_op_sac_force_recompute_mm_shapes_by_fqns"
+    if getattr(checkpointing, name) != getattr(unset, name) and (
+        checkpointing.mode != "selective" or checkpointing.selective_ac_option != "op"
+    ):
+        yield (
+            f"activation_checkpoint.{name}",
+            f"is {getattr(checkpointing, name)}; it needs mode = 'selective' and "
+            "selective_ac_option = 'op'",
+        )
     if config.debug.seed is not None and config.debug.seed < 0:
         yield "debug.seed", f"is {config.debug.seed}; at least 0 is needed"
     option = config.activation_checkpoint.selective_ac_option
-    if option != "op" and not (option.isdecimal() and int(option) > 0):
+    if option not in ("products", "op") and not (option.isdecimal() and int(option) > 0):
         yield (
             "activation_checkpoint.selective_ac_option",
-            f"is {option!r}; 'op' or a positive integer is needed",
+            f"is {option!r}; 'products', 'op' or a positive integer is needed",
         )
 
 

@@ -19,13 +19,13 @@ from torch.distributed.fsdp import (
 )
 from torchtitan.config import TORCH_DTYPE_MAP, JobConfig
 from torchtitan.distributed import ParallelDims
-from torchtitan.distributed.activation_checkpoint import apply_ac
 from torchtitan.tools.logging import logger
 
 from titan_motif.device import device_type
 from titan_motif.kernels import fastest_attention
 from titan_motif.layout import check_layout
 from titan_motif.model import Motif2Model, Motif2ModelArgs
+from titan_motif.recomputation import checkpoint_activations, compiles_model
 from titan_motif.tensor_parallel import apply_tensor_parallel
 
 
@@ -47,8 +47,10 @@ def parallelize(
     checkpoint_outside = parallel_dims.tp_enabled and fully
     if not checkpoint_outside:
         checkpoint_activations(model, job_config)
-    if _compiles_model(job_config):
+    if compiles_model(job_config):
         compile_blocks(model, job_config.compile.backend)
+    if job_config.compile.enable and "loss" in job_config.compile.components:
+        model.loss.compile(job_config.compile.backend)
     if checkpoint_outside:
         checkpoint_activations(model, job_config)
     training = job_config.training
@@ -78,39 +80,6 @@ def describe_attention(args: Motif2ModelArgs, dtype: torch.dtype) -> str:
     if path == "auto":
         path = fastest_attention(dtype, args.head_dim, torch.device(device_type))
     return "Triton kernels" if path == "triton" else "SDPA, four calls"
-
-
-def checkpoint_activations(model: Motif2Model, job_config: JobConfig) -> None:
-    """Recompute in the backward pass what `activation_checkpoint` says, block by block."""
-    if job_config.activation_checkpoint.mode == "none":
-        return
-    apply_ac(
-        model,
-        job_config.activation_checkpoint,
-        model_compile_enabled=_compiles_model(job_config),
-        op_sac_save_list=KEPT_OPERATORS,
-        base_folder=job_config.job.dump_folder,
-    )
-
-
-def _compiles_model(job_config: JobConfig) -> bool:
-    return job_config.compile.enable and "model" in job_config.compile.components
-
-
-KEPT_OPERATORS = {
-    torch.ops.aten.mm.default,
-    torch.ops.aten._scaled_dot_product_efficient_attention.default,
-    torch.ops.aten._scaled_dot_product_flash_attention.default,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
-    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
-    torch.ops.titan_motif.differential_attention.default,
-    torch.ops.titan_motif.largest_logits.default,
-    # What crossed ranks is not sent again.
-    torch.ops._c10d_functional.reduce_scatter_tensor.default,
-    torch.ops._c10d_functional.all_reduce.default,
-}
-"""What selective checkpointing keeps (of products every second one: torchtitan's rule); the rest,
-norms and PolyNorm among it, is computed again."""
 
 
 MAX_GRAPHS = 64

@@ -7,7 +7,7 @@ they are whole along the sequence and cut by heads and by hidden columns:
     attention   all-gather, whole groups of heads, reduce-scatter
     feed forward all-gather, hidden columns (PolyNorm's row sums: one all-reduce), reduce-scatter
     norms       each rank its part of the sequence; the norm on heads, its own heads
-    output      all-gather, columns of the vocabulary; the loss stays parallel over them
+    output      all-gather, columns of the vocabulary; the loss: three numbers a token all-gathered
     scalars     replicated: each rank computes lambda, and holds a part of its gradient
 """
 
@@ -36,9 +36,8 @@ SEQUENCE, HEADS = Shard(1), 2
 def apply_tensor_parallel(model: Motif2Model, mesh: DeviceMesh) -> None:
     """Cut the model over a one-dimensional mesh, in place.
 
-    The logits are then a DTensor whose vocabulary is sharded: compute the loss under
-    torch.distributed.tensor.parallel.loss_parallel. Degrees that do not divide the model are the
-    caller's to refuse (titan_motif.layout).
+    The logits are then a DTensor whose vocabulary is sharded; the loss is a plain tensor. Degrees
+    that do not divide the model are the caller's to refuse (titan_motif.layout).
     """
     plan: dict[str, ParallelStyle] = {
         "tok_embeddings": _Embedding(input_layouts=Replicate(), output_layouts=SEQUENCE),
@@ -46,7 +45,7 @@ def apply_tensor_parallel(model: Motif2Model, mesh: DeviceMesh) -> None:
         "norm": SequenceParallel() if model.output is not None else _GatheringNorm(),
     }
     if model.output is not None:
-        plan["output"] = ColwiseParallel(
+        plan["output"] = _Output(
             input_layouts=SEQUENCE, output_layouts=Shard(-1), use_local_output=False
         )
     parallelize_module(model, mesh, plan)
@@ -133,6 +132,18 @@ class _GatheringNorm(SequenceParallel):
             lambda module, inputs, out: out.redistribute(placements=[Replicate()])
         )
         return module
+
+
+class _Output(ColwiseParallel):
+    """A projection to columns of the vocabulary, or to the loss over all of them."""
+
+    @staticmethod
+    def _prepare_output_fn(output_layouts, use_local_output, module, outputs, mesh):
+        if isinstance(outputs, DTensor):
+            return ColwiseParallel._prepare_output_fn(
+                output_layouts, use_local_output, module, outputs, mesh
+            )
+        return outputs
 
 
 class _ReplicatedScalars(ParallelStyle):

@@ -26,9 +26,10 @@ import numpy as np
 import torch
 import torchtitan
 import torchtitan.train
+from torch import Tensor
 from torch.distributed.elastic.multiprocessing.errors import record
 from torchtitan.components.loss import IGNORE_INDEX
-from torchtitan.distributed.utils import set_pg_timeouts
+from torchtitan.distributed.utils import dist_sum, set_pg_timeouts
 from torchtitan.tools.logging import init_logger, logger
 
 from titan_motif import plugin  # noqa: F401  (registers the train spec)
@@ -63,8 +64,12 @@ class MotifTrainer(torchtitan.train.Trainer):
         self.seq_len = job_config.training.seq_len
         self.step_tokens = 0
         """Tokens of all ranks in the step under way."""
+        self.z_losses: list[Tensor] = []
+        """Of the micro-batches of the step under way, this rank's part."""
         self.phase: int | None = None
         self.metrics_processor.data_report = self._report_of_data
+        if job_config.loss.z_loss > 0:
+            self.metrics_processor.loss_report = self._report_of_z_loss
         if self.is_first_rank:
             write_start_records(job_config, torch.distributed.get_world_size())
 
@@ -91,12 +96,25 @@ class MotifTrainer(torchtitan.train.Trainer):
         self._feed_back_average()
         step = self._begin_data_step()
         self.step_tokens = step.tokens
+        self.z_losses.clear()
         self.lr_schedulers.begin_step(step.tokens)
         self.optimizers.monitor.begin_step(self.step)
         super().train_step(data_iterator)
         self.tokens_seen += step.tokens
         if self.step == self.first_step:
             self._shorten_timeouts()
+
+    def forward_backward_step(self, *, input_dict, labels, global_valid_tokens) -> Tensor:
+        inputs, labels, extra_inputs, extra_kwargs = self.post_dataloading_process(
+            input_dict, labels
+        )
+        (model,) = self.model_parts
+        with self.train_context():
+            # The loss comes out of the model: outside, the output projection's weight is sharded.
+            loss = model(inputs, **extra_inputs, **extra_kwargs, labels=labels)
+            (loss.total / global_valid_tokens).backward()
+        self.z_losses.append(loss.z_loss / global_valid_tokens)
+        return loss.cross_entropy / global_valid_tokens
 
     def _feed_back_average(self) -> None:
         """Before a step whose predecessor passed a multiple of the interval, take the average up.
@@ -116,6 +134,12 @@ class MotifTrainer(torchtitan.train.Trainer):
             logger.info(f"moving average: fewer than {wanted} saved steps by step {last}: left out")
         else:
             logger.info(f"moving average: the weights are the mean of steps {steps} from here on")
+
+    def _report_of_z_loss(self) -> dict[str, float]:
+        z_loss = torch.stack(self.z_losses).sum()
+        mesh = self.parallel_dims.get_optional_mesh("loss")
+        mean = z_loss.item() if mesh is None else dist_sum(z_loss, mesh)
+        return {"loss_metrics/z_loss": mean}
 
     def _report_of_data(self, begin_step: int, end_step: int) -> dict[str, float]:
         # A run that reads its data from the beginning again has other numbers for its steps.

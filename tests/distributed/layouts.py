@@ -19,6 +19,8 @@ SMALL = {
     "vocab_size": 304,  # two blocks of rows, so that a shard's edge falls into a block
     "max_seq_len": 64,
     "init_std": 0.1,
+    "loss_chunk_tokens": 20,  # of 192 on one rank
+    "z_loss": 1e-2,
 }
 NUM_SEQUENCES, SEQ_LEN = 12, 16
 
@@ -63,8 +65,9 @@ def build(layout: str, recompute: str = "none", backend: str | None = None, **ar
     config.parallelism.data_parallel_replicate_degree = replicate
     config.parallelism.data_parallel_shard_degree = shard
     config.parallelism.tensor_parallel_degree = tensor
-    config.activation_checkpoint.mode = recompute
-    config.activation_checkpoint.selective_ac_option = "op"
+    option = "op" if recompute == "selective" else "products"
+    config.activation_checkpoint.mode = "selective" if recompute == "products" else recompute
+    config.activation_checkpoint.selective_ac_option = option
     config.compile.enable = backend is not None
     config.compile.backend = backend or "inductor"
     with torch.device("meta"):

@@ -19,11 +19,9 @@ def one_step(layout: str, recompute: str = "none", backend: str | None = None, *
     if batch is not None:
         tokens = tokens[batch.get_local_rank() :: batch.size()]
     with get_train_context(dims.tp_enabled)():
-        logits = model(tokens[:, :-1]).flatten(0, 1)
-        loss = torch.nn.functional.cross_entropy(logits, tokens[:, 1:].flatten(), reduction="sum")
-        loss = loss / (NUM_SEQUENCES * SEQ_LEN)
+        loss = model(tokens[:, :-1], labels=tokens[:, 1:]).total / (NUM_SEQUENCES * SEQ_LEN)
         loss.backward()
-    total = (loss.full_tensor() if dims.tp_enabled else loss).detach().clone()
+    total = loss.detach().clone()
     if batch is not None:
         torch.distributed.all_reduce(total, group=batch.get_group())
     gradients = named(model, lambda p: p.grad.full_tensor())
@@ -47,7 +45,8 @@ def float64_gradients(**arguments):
     model.init_weights()
     tokens = all_tokens()
     logits = model.double()(tokens[:, :-1]).flatten(0, 1)
-    torch.nn.functional.cross_entropy(logits, tokens[:, 1:].flatten()).backward()
+    z_loss = SMALL["z_loss"] * logits.logsumexp(-1).square().mean()
+    (torch.nn.functional.cross_entropy(logits, tokens[:, 1:].flatten()) + z_loss).backward()
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 
 

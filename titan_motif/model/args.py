@@ -47,6 +47,10 @@ class Motif2ModelArgs(BaseModelArgs):
     """Which path the operators take (titan_motif.kernels); `model.kernels` of the job."""
     attention: AttentionImplementation = "auto"
     """Which path attention takes; `model.attention` of the job."""
+    loss_chunk_tokens: int = 4096
+    """Tokens of a rank whose logits the loss holds at a time; `loss.chunk_tokens` of the job."""
+    z_loss: float = 0.0
+    """Weight of the z-loss; `loss.z_loss` of the job."""
     init_std: float = 0.05
     """Standard deviation of the initial weights (see titan_motif.model.initialization)."""
     init_seed: int = 0
@@ -124,6 +128,8 @@ class Motif2ModelArgs(BaseModelArgs):
         self.init_seed = job_config.debug.seed or 0
         self.kernels = job_config.model.kernels
         self.attention = job_config.model.attention
+        self.loss_chunk_tokens = job_config.loss.chunk_tokens
+        self.z_loss = job_config.loss.z_loss
 
     def get_nparams_and_flops(self, model: nn.Module, seq_len: int) -> tuple[int, int]:
         """Return (parameters, floating-point operations a token for forward and backward).

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchtitan.protocols.model import ModelProtocol
 
+from titan_motif.components.loss import LinearCrossEntropy, Loss
 from titan_motif.kernels import AttentionStatistics, Documents, documents_of
 from titan_motif.model.args import Motif2ModelArgs
 from titan_motif.model.attention import Attention, rotation_at
@@ -39,6 +40,24 @@ class Block(nn.Module):
         return h + self.feed_forward(normed, scalars), statistics
 
 
+class OutputProjection(nn.Linear):
+    """Hidden states to logits or, with labels, to the loss: FSDP gathers its weight for both."""
+
+    def __init__(self, dim: int, vocab_size: int, loss: LinearCrossEntropy) -> None:
+        super().__init__(dim, vocab_size, bias=False)
+        self.loss = loss
+
+    def forward(self, h: Tensor, labels: Tensor | None = None) -> Tensor | Loss:
+        return project(h, self.weight, labels, self.loss)
+
+
+def project(
+    h: Tensor, weight: Tensor, labels: Tensor | None, loss: LinearCrossEntropy
+) -> Tensor | Loss:
+    """Return the logits of hidden states, or with labels their loss."""
+    return F.linear(h, weight) if labels is None else loss(h, weight, labels)
+
+
 class Motif2Model(ModelProtocol):
     """A decoder of the Motif-2 family (https://arxiv.org/abs/2511.07464).
 
@@ -53,8 +72,9 @@ class Motif2Model(ModelProtocol):
         self.attention_record = AttentionRecord(args.n_layers, args.n_heads)
         self.layers = nn.ModuleDict({str(i): Block(args) for i in range(args.n_layers)})
         self.norm = RMSNorm(args.dim, args.norm_eps, args.kernels)
+        self.loss = LinearCrossEntropy(args.loss_chunk_tokens, args.z_loss)
         self.output = (
-            None if args.tie_embeddings else nn.Linear(args.dim, args.vocab_size, bias=False)
+            None if args.tie_embeddings else OutputProjection(args.dim, args.vocab_size, self.loss)
         )
 
     def init_weights(self, buffer_device: torch.device | None = None) -> None:
@@ -71,10 +91,12 @@ class Motif2Model(ModelProtocol):
         tokens: Tensor,  # (batch, seq) integers
         positions: Tensor | None = None,  # (batch, seq) integers; None counts from zero
         document_ids: Tensor | None = None,  # (batch, seq) integers; None: one document
-    ) -> Tensor:  # (batch, seq, vocab), in the dtype of the matrix products
-        """Return the logits of the token after each position.
+        labels: Tensor | None = None,  # (batch, seq) integers
+    ) -> Tensor | Loss:  # (batch, seq, vocab), in the dtype of the matrix products
+        """Return the logits of the token after each position or, with labels, their loss.
 
-        A token attends to its own document: the run of equal ids that it lies in.
+        A token attends to its own document: the run of equal ids that it lies in. The loss is
+        computed in here because outside the output projection's weight is sharded.
         """
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
@@ -93,7 +115,9 @@ class Motif2Model(ModelProtocol):
         if is_recording:
             record.add(seen, scalars.lam)
         h = self.norm(h)
-        return F.linear(h, self.tok_embeddings.weight) if self.output is None else self.output(h)
+        if self.output is None:
+            return project(h, self.tok_embeddings.weight, labels, self.loss)
+        return self.output(h, labels=labels)
 
 
 def parameter_shapes(args: Motif2ModelArgs) -> dict[str, tuple[int, ...]]:

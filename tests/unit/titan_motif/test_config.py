@@ -77,12 +77,12 @@ BAD_FILES = {
     "kept option": (
         '[activation_checkpoint]\nselective_ac_option = "two"',
         "selective_ac_option is 'two'",
-        "'op' or a positive integer",
+        "'products', 'op' or a positive integer",
     ),
     "every none-th block": (
         '[activation_checkpoint]\nselective_ac_option = "0"',
         "selective_ac_option is '0'",
-        "'op' or a positive integer",
+        "'products', 'op' or a positive integer",
     ),
     "budget uncompiled": (
         '[activation_checkpoint]\nmode = "memory_budget"',

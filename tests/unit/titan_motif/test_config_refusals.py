@@ -47,6 +47,7 @@ SERVED = {
     "visualize_memory_budget_pareto preserve_rng_state determinism_check debug",
     "moving_average": "enable interval_tokens num_checkpoints",
     "compile": "enable components backend",
+    "loss": "chunk_tokens z_loss",
     "quantize.linear.float8": "enable_fsdp_float8_all_gather recipe_name filter_fqns emulate "
     "precompute_float8_dynamic_scale_for_fsdp",
     "comm": "init_timeout_seconds train_timeout_seconds trace_buf_size save_traces_folder "
