@@ -23,9 +23,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.distributed._functional_collectives import all_gather_tensor, wait_tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial
 from torchtitan.components.loss import IGNORE_INDEX
@@ -154,7 +154,8 @@ def _over_ranks(found: Tensor, mesh: DeviceMesh | None) -> tuple[Tensor, Tensor]
     if mesh is None:
         largest, total, label_logit = found
         return largest + total.log(), label_logit
-    gathered = wait_tensor(all_gather_tensor(found[None], 0, mesh.get_group()))
+    gathered = found.new_empty(mesh.size(), *found.shape)
+    dist.all_gather(list(gathered.unbind()), found, group=mesh.get_group())
     largest, total, label_logit = gathered.unbind(1)
     return (largest + total.log()).logsumexp(0), label_logit.amax(0)
 

@@ -14,6 +14,7 @@ import torchtitan.config.job_config as torchtitan_config
 
 from titan_motif.components.curriculum.loader import Share
 from titan_motif.components.curriculum.schedule import RunPlan
+from titan_motif.components.float8 import Recipe
 from titan_motif.components.lr_schedule import DecayType
 from titan_motif.components.muon import Balance, Method, Mode, Scale
 from titan_motif.curriculum import Curriculum, has_phases, plan_of
@@ -207,6 +208,42 @@ class LRScheduler(torchtitan_config.LRScheduler):
 
 
 @dataclass
+class Float8Linear(torchtitan_config.Float8Linear):
+    """Products of linear layers in FP8 (titan_motif.components.float8); they need
+    model.converters = ["quantize.linear.float8"]. The output projection is never among them."""
+
+    recipe_name: Recipe = "rowwise_with_gw_hp"
+    """
+    'rowwise_with_gw_hp' scales rows, and computes the weight's gradient in bfloat16 (the report's);
+    'rowwise' scales rows in all three products; 'tensorwise' has one scale a tensor.
+    """
+    enable_fsdp_float8_all_gather: bool = False
+    """Gather weights in FP8 over ranks; with 'tensorwise'."""
+    precompute_float8_dynamic_scale_for_fsdp: bool = False
+    """Compute all weights' scales at once after each step; with enable_fsdp_float8_all_gather."""
+    filter_fqns: list[str] = field(default_factory=list)
+    """Parts of names of linear layers to leave out, such as "layers.0." or "k_proj"."""
+    emulate: bool = False
+    """Round as FP8 does, and multiply in the activations' dtype: on any device, for tests."""
+
+
+@dataclass
+class QuantizedLinear(torchtitan_config.QuantizedLinear):
+    """Linear layers in fewer bits."""
+
+    float8: Float8Linear = field(default_factory=Float8Linear)
+    """In FP8."""
+
+
+@dataclass
+class Quantize(torchtitan_config.Quantize):
+    """Training in fewer bits."""
+
+    linear: QuantizedLinear = field(default_factory=QuantizedLinear)
+    """Linear layers."""
+
+
+@dataclass
 class LossSettings:
     """How the loss is computed (titan_motif.components.loss)."""
 
@@ -310,6 +347,7 @@ class JobConfig(torchtitan_config.JobConfig):
     curriculum: Curriculum = field(default_factory=Curriculum)
     optimizer: Optimizer = field(default_factory=Optimizer)
     lr_scheduler: LRScheduler = field(default_factory=LRScheduler)
+    quantize: Quantize = field(default_factory=Quantize)
     loss: LossSettings = field(default_factory=LossSettings)
     metrics: Metrics = field(default_factory=Metrics)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)

@@ -17,6 +17,7 @@ from titan_motif.config import (
     Optimizer,
     value_of,
 )
+from titan_motif.config_float8 import check_float8
 from titan_motif.config_refusals import check_served
 from titan_motif.corpus.prepare import GROUPS as BUILTIN_GROUPS
 from titan_motif.curriculum import check_curriculum, check_source_files, has_phases
@@ -80,22 +81,22 @@ _ABOVE_ZERO = (
 
 
 def check_values(
-    config: JobConfig, world_size: int | None, reads_files: bool = True
+    config: JobConfig, world_size: int | None, runs_here: bool = True
 ) -> Iterator[Finding]:
     """Yield every finding, the most basic first; a job without findings can start.
 
     Args:
         world_size:  number of processes; None leaves out what depends on it
-        reads_files: whether the job's data and tokenizer have to be there
+        runs_here:   whether the job's data, tokenizer and device have to be there
     """
     yield from check_curriculum(config)
     yield from _ranges(config)
-    yield from check_served(config)
+    yield from check_served(config, runs_here)
     yield from _together(config)
     yield from _optimizer(config)
-    yield from _model(config)
+    yield from _model(config, runs_here)
     yield from _schedule(config)
-    if reads_files:
+    if runs_here:
         yield from _files(config)
     if world_size is not None and config.model.flavor in FLAVORS:
         yield from check_layout(config, model_args(config), world_size)
@@ -239,7 +240,7 @@ def _optimizer(config: JobConfig) -> Iterator[Finding]:
         )
 
 
-def _model(config: JobConfig) -> Iterator[Finding]:
+def _model(config: JobConfig, runs_here: bool) -> Iterator[Finding]:
     if config.model.flavor not in FLAVORS:
         allowed = ", ".join(FLAVORS)
         yield "model.flavor", f"is {config.model.flavor!r}; one of {allowed} is needed"
@@ -252,7 +253,8 @@ def _model(config: JobConfig) -> Iterator[Finding]:
         key = named if named in chosen else chosen[-1]
         yield f"model.args.{key}", f"does not fit flavor {config.model.flavor}: {error}"
         return
-    yield from _attention(config, args)
+    yield from _attention(config, args, runs_here)
+    yield from check_float8(config, args, runs_here)
     longest = args.max_seq_len
     for key in ("training.seq_len", "validation.seq_len"):
         if value_of(config, key) > longest:
@@ -275,11 +277,11 @@ def _model(config: JobConfig) -> Iterator[Finding]:
                 yield f"optimizer.muon.{key}", f"is {patterns}: {error}"
 
 
-def _attention(config: JobConfig, args: Motif2ModelArgs) -> Iterator[Finding]:
+def _attention(config: JobConfig, args: Motif2ModelArgs, runs_here: bool) -> Iterator[Finding]:
     bound = config.metrics.noise_ratio_bound
     if args.grouped_ratio == 0 and bound != Metrics.noise_ratio_bound:
         yield "metrics.noise_ratio_bound", f"is {bound}; with grouped_ratio 0 there is no noise map"
-    if config.model.attention != "triton":
+    if config.model.attention != "triton" or not runs_here:
         return
     if args.grouped_ratio == 0:
         problem = "plain attention (grouped_ratio 0) runs SDPA"

@@ -24,14 +24,14 @@ class ConfigError(ValueError):
 
 
 def load_config(
-    argv: Sequence[str], world_size: int | None = None, reads_files: bool = True
+    argv: Sequence[str], world_size: int | None = None, runs_here: bool = True
 ) -> JobConfig:
     """Return the job that a command line describes.
 
     Args:
         argv:        the arguments after the program's name; --job.config_file names the TOML file
         world_size:  number of processes of the job; None leaves out the checks that need it
-        reads_files: whether the job's data and tokenizer have to be there
+        runs_here:   whether the job's data, tokenizer and device have to be there
     Raises: ConfigError naming the file (or the command line), the key, what was found and what is
             allowed
     """
@@ -51,7 +51,7 @@ def load_config(
         origins[key] = "command line"
     given = {key: value_of(config, key) for key in DECIDED_BY_PHASES if key in origins}
     resolve(config, world_size)
-    for key, message in check_values(config, world_size, reads_files):
+    for key, message in check_values(config, world_size, runs_here):
         raise ConfigError(f"{_origin(key, origins) or path or 'defaults'}: {key} {message}")
     for key, value in given.items():
         if has_phases(config) and value_of(config, key) != value:

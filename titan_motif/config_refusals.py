@@ -65,8 +65,12 @@ _NEED_ACCELERATOR = {
 }
 
 
-def check_served(config: JobConfig) -> Iterator[Finding]:
-    """Yield a finding for every setting whose value would be ignored, or fail inside the ranks."""
+def check_served(config: JobConfig, runs_here: bool) -> Iterator[Finding]:
+    """Yield a finding for every setting whose value would be ignored, or fail inside the ranks.
+
+    Args:
+        runs_here: whether this machine has to have what is asked for
+    """
     defaults = JobConfig()
     for key in all_keys():
         reason = reason_against(key)
@@ -79,11 +83,11 @@ def check_served(config: JobConfig) -> Iterator[Finding]:
             if entry not in allowed:
                 verb = "names" if isinstance(value, list) else "is"
                 yield key, f"{verb} {entry!r}; {' or '.join(map(repr, allowed))} is allowed"
-    if torch.accelerator.current_accelerator() is None:
+    if runs_here and torch.accelerator.current_accelerator() is None:
         for key, needing in _NEED_ACCELERATOR.items():
             if value_of(config, key) == needing:
                 yield key, f"is {needing!r}; that needs a GPU, and this machine shows none"
-    if config.model.kernels == "triton" and default_implementation() == "torch":
+    if runs_here and config.model.kernels == "triton" and default_implementation() == "torch":
         yield "model.kernels", "is 'triton'; that needs a GPU: 'auto' or 'torch' is allowed here"
     # The registry of backends takes seconds to import.
     backend = config.compile.backend

@@ -102,8 +102,6 @@ def _tensor_parallel(config: JobConfig, args: Motif2ModelArgs) -> Iterator[Findi
     for name, length in lengths.items():
         if length % degree:
             yield name, f"is {length}; a multiple of {key} ({degree}) is needed"
-    if config.model.converters:
-        yield "model.converters", f"is not supported with {key} = {degree}; leave it empty"
 
 
 def allowed_tensor_degrees(args: Motif2ModelArgs) -> list[int]:

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torchtitan.components.quantization  # noqa: F401  (registers what is replaced below)
 from torchtitan.components.loss import build_cross_entropy_loss
 from torchtitan.components.optimizer import OptimizersContainer
 from torchtitan.components.tokenizer import HuggingFaceTokenizer, build_hf_tokenizer
 from torchtitan.config import JobConfig
+from torchtitan.protocols import model_converter
 from torchtitan.protocols.train_spec import TrainSpec, register_train_spec
 from torchtitan.tools.logging import logger
 
@@ -26,6 +28,7 @@ from titan_motif.components.curriculum.loader import (
     DocumentInputs,
     describe_run,
 )
+from titan_motif.components.float8 import FLOAT8, Float8Converter
 from titan_motif.components.lr_schedule import TokenScheduler, build_schedule
 from titan_motif.components.metrics import build_metrics
 from titan_motif.components.validation import SplitValidator, build_validator
@@ -139,3 +142,5 @@ def get_train_spec() -> TrainSpec:
 
 
 register_train_spec("motif2", get_train_spec())
+# In place of torchtitan's own, which registers under this name and offers no way to replace it.
+model_converter._registry_model_converter_cls[FLOAT8] = Float8Converter

@@ -27,7 +27,10 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
+from titan_motif.components.float8 import is_scaled_by_tensor
+from titan_motif.device import device_type
 from titan_motif.model import Motif2Model
+from titan_motif.model.model import Block
 
 SEQUENCE, HEADS = Shard(1), 2
 """Activations are (batch, seq, ...), and (batch, seq, heads, head_dim) inside attention."""
@@ -52,35 +55,60 @@ def apply_tensor_parallel(model: Motif2Model, mesh: DeviceMesh) -> None:
     heads = model.model_args.n_heads // mesh.size()
     model.attention_record.first_head = mesh.get_local_rank() * heads
     for block in model.layers.values():
-        parallelize_module(block, mesh, _block_plan(has_head_norm=model.model_args.grouped_ratio))
+        parallelize_module(block, mesh, _block_plan(block))
 
 
-def _block_plan(has_head_norm: bool) -> dict[str, ParallelStyle]:
+def _block_plan(block: Block) -> dict[str, ParallelStyle]:
+    attention, feed_forward = _styles(block.attention), _styles(block.feed_forward)
     plan = {
         "attention_norm": SequenceParallel(),
-        "attention": _gathered_input(num_arguments=5),
-        "attention.q_proj": ColwiseParallel(),
-        "attention.k_proj": ColwiseParallel(),
-        "attention.v_proj": ColwiseParallel(),
-        "attention.o_proj": RowwiseParallel(output_layouts=SEQUENCE),
+        "attention": attention.gathered_input(num_arguments=5),
+        "attention.q_proj": attention.columns(),
+        "attention.k_proj": attention.columns(),
+        "attention.v_proj": attention.columns(),
+        "attention.o_proj": attention.rows(output_layouts=SEQUENCE),
         "ffn_norm": _SequenceNorm(),
-        "feed_forward": _gathered_input(num_arguments=2),
+        "feed_forward": feed_forward.gathered_input(num_arguments=2),
         # PolyNorm has to know that its rows are cut.
-        "feed_forward.gate_proj": ColwiseParallel(use_local_output=False),
-        "feed_forward.up_proj": ColwiseParallel(use_local_output=False),
-        "feed_forward.down_proj": RowwiseParallel(output_layouts=SEQUENCE),
+        "feed_forward.gate_proj": feed_forward.columns(use_local_output=False),
+        "feed_forward.up_proj": feed_forward.columns(use_local_output=False),
+        "feed_forward.down_proj": feed_forward.rows(output_layouts=SEQUENCE),
     }
-    if has_head_norm:
+    if block.attention.head_norm is not None:
         plan["attention.head_norm"] = _SequenceNorm(sequence_dim=HEADS)
     return plan
 
 
-def _gathered_input(num_arguments: int) -> PrepareModuleInput:
-    """All-gather the first argument along the sequence; the others are the same on every rank."""
-    others = (None,) * (num_arguments - 1)
-    return PrepareModuleInput(
-        input_layouts=(SEQUENCE, *others), desired_input_layouts=(Replicate(), *others)
-    )
+class _Styles(NamedTuple):
+    """How linear layers are cut, and how the input of those that share one is gathered."""
+
+    columns: type[ColwiseParallel]
+    rows: type[RowwiseParallel]
+    gathers: type[PrepareModuleInput]
+
+    def gathered_input(self, num_arguments: int) -> PrepareModuleInput:
+        """All-gather the first argument along the sequence; the others are alike on all ranks."""
+        others = (None,) * (num_arguments - 1)
+        return self.gathers(
+            input_layouts=(SEQUENCE, *others), desired_input_layouts=(Replicate(), *others)
+        )
+
+
+def _styles(module: nn.Module) -> _Styles:
+    """Return torchao's styles, which gather and scatter in FP8, where one scale serves a tensor.
+
+    With a scale a row, or without FP8, activations travel in their own dtype; over gloo, which
+    sends no FP8, too.
+    """
+    if is_scaled_by_tensor(module) and device_type != "cpu":
+        from torchao.float8.float8_tensor_parallel import (
+            Float8ColwiseParallel,
+            Float8RowwiseParallel,
+            PrepareFloat8ModuleInput,
+        )
+
+        return _Styles(Float8ColwiseParallel, Float8RowwiseParallel, PrepareFloat8ModuleInput)
+    return _Styles(ColwiseParallel, RowwiseParallel, PrepareModuleInput)
 
 
 class _Embedding(RowwiseParallel):

@@ -36,6 +36,7 @@ from titan_motif import plugin  # noqa: F401  (registers the train spec)
 from titan_motif.components.checkpoint import CheckpointError, CompleteStepCheckpointManager
 from titan_motif.components.curriculum.loader import Batch, LoaderError, describe_step
 from titan_motif.components.curriculum.schedule import Step
+from titan_motif.components.float8 import precompute_scales
 from titan_motif.components.metrics import average_tokens_per_second, read_history
 from titan_motif.components.moving_average import feed_back, passes_multiple
 from titan_motif.components.muon import TooManySkippedSteps
@@ -76,6 +77,7 @@ class MotifTrainer(torchtitan.train.Trainer):
     def batch_generator(self, data_iterable):
         # The first thing that happens after the checkpoint, if any, was loaded.
         self.first_step = self.step + 1
+        self._take_up_new_weights()
         self.metrics_processor.start(self.step)
         if self.step >= self.job_config.training.steps:
             logger.info(
@@ -134,6 +136,12 @@ class MotifTrainer(torchtitan.train.Trainer):
             logger.info(f"moving average: fewer than {wanted} saved steps by step {last}: left out")
         else:
             logger.info(f"moving average: the weights are the mean of steps {steps} from here on")
+            self._take_up_new_weights()
+
+    def _take_up_new_weights(self) -> None:
+        """Compute anew what was computed from weights that something but the optimizer replaced."""
+        for model in self.model_parts:
+            precompute_scales(model, self.job_config.quantize.linear.float8)
 
     def _report_of_z_loss(self) -> dict[str, float]:
         z_loss = torch.stack(self.z_losses).sum()

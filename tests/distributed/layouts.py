@@ -22,6 +22,8 @@ SMALL = {
     "loss_chunk_tokens": 20,  # of 192 on one rank
     "z_loss": 1e-2,
 }
+FLOAT8 = {"dim": 64, "hidden_dim": 128, "head_dim": 16}
+"""Sizes that products in FP8 have, whole or cut in two."""
 NUM_SEQUENCES, SEQ_LEN = 12, 16
 
 # ranks, and the degrees of replicas, shards, tensor parallelism
@@ -44,10 +46,22 @@ def all_tokens() -> torch.Tensor:
     return torch.randint(0, SMALL["vocab_size"], size, generator=generator)
 
 
-def build(layout: str, recompute: str = "none", backend: str | None = None, **arguments):
-    """A model parallelised as a job would have it, on all ranks of the process group."""
+def build(
+    layout: str,
+    recompute: str = "none",
+    backend: str | None = None,
+    float8: str | None = None,
+    gathers_in_float8: bool = False,
+    precision: tuple[str, str] = ("float32", "float32"),
+    **arguments,
+):
+    """A model parallelised as a job would have it, on all ranks of the process group.
+
+    `float8` is a recipe, and `precision` what products and reductions are in.
+    """
     from torchtitan.distributed import ParallelDims
 
+    from titan_motif.components.float8 import convert_to_float8
     from titan_motif.config import JobConfig
     from titan_motif.model import Motif2Model, Motif2ModelArgs
     from titan_motif.parallelize import parallelize
@@ -61,7 +75,7 @@ def build(layout: str, recompute: str = "none", backend: str | None = None, **ar
         world_size=world_size,
     )
     config = JobConfig()
-    config.training.mixed_precision_param = "float32"
+    config.training.mixed_precision_param, config.training.mixed_precision_reduce = precision
     config.parallelism.data_parallel_replicate_degree = replicate
     config.parallelism.data_parallel_shard_degree = shard
     config.parallelism.tensor_parallel_degree = tensor
@@ -72,6 +86,8 @@ def build(layout: str, recompute: str = "none", backend: str | None = None, **ar
     config.compile.backend = backend or "inductor"
     with torch.device("meta"):
         model = Motif2Model(Motif2ModelArgs(**SMALL | arguments))
+    if float8 is not None:
+        convert_to_float8(model, float8, emulate=True, gathers_in_float8=gathers_in_float8)
     parallelize(model, dims, config)
     model.to_empty(device="cpu")
     model.init_weights()

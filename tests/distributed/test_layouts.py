@@ -28,6 +28,13 @@ def one_step(layout: str, recompute: str = "none", backend: str | None = None, *
     return weights, local_sizes, total.item(), gradients
 
 
+def distance(gradients, others) -> float:
+    """The largest relative distance of a matrix's gradient."""
+    return max(
+        ((gradients[n] - g).norm() / g.norm()).item() for n, g in others.items() if g.ndim > 1
+    )
+
+
 def one_rank_step(rank_pool, **arguments):
     """One rank's step, nothing recomputed or compiled, and each gradient's error in float32."""
     step = rank_pool.run(one_step, 1, "one", **arguments)[0]

@@ -46,7 +46,7 @@ def main(options: Options) -> None:
         raise ValueError(f"--ranks is {options.ranks}; at least 1 is needed")
     arguments = [f"--{override}" for override in options.override]
     command = ["--job.config_file", str(options.config), *arguments]
-    config = load_config(command, options.ranks, reads_files=False)
+    config = load_config(command, options.ranks, runs_here=False)
     plan = config.lr_scheduler.plan
     schedule = build_schedule(
         training_steps=config.training.steps,

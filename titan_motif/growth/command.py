@@ -167,7 +167,7 @@ def _batches(source: ModelFiles, options: Options) -> dict[str, Tensor]:
     shape = (2, length)
     batches = {"random": torch.randint(source.args.vocab_size, shape, generator=generator)}
     arguments = ["--job.config_file", str(options.config)]
-    for data in sources_of(load_config(arguments, None, reads_files=False)):
+    for data in sources_of(load_config(arguments, None, runs_here=False)):
         if (data.folder / "train" / "tokens.npy").is_file():
             read = TokenFile(data.folder / "train", 2 * length).tokens[: 2 * length]
             if int(read.max()) >= source.args.vocab_size:

@@ -128,5 +128,5 @@ def _network(folder: Path, config_file: str | Path | None) -> Motif2ModelArgs:
 
 def network_of(config_file: str | Path) -> Motif2ModelArgs:
     """Return the network of a job's TOML file; its data need not be there."""
-    config = load_config(["--job.config_file", str(config_file)], None, reads_files=False)
+    config = load_config(["--job.config_file", str(config_file)], None, runs_here=False)
     return model_args(config)

@@ -19,6 +19,11 @@ TENSOR = "--parallelism.tensor_parallel_degree"
 WIDE = ["--model.args.n_heads", "20", "--model.args.n_kv_heads", "8"]  # four groups, four pairs
 
 # processes, arguments, what was found, what is allowed
+EMULATED_FP8 = [
+    "--model.converters",
+    "quantize.linear.float8",
+    "--quantize.linear.float8.emulate",
+]
 BAD_LAYOUTS = {
     "replicas alone": (2, [REPLICATE, "2"], "degree is 2 with nothing sharded", "shard_degree"),
     "pipeline": (2, ["--parallelism.pipeline_parallel_degree", "2"], "only 1", "tensor_parallel"),
@@ -82,9 +87,9 @@ BAD_LAYOUTS = {
     ),
     "FP8": (
         2,
-        [TENSOR, "2", "--model.converters", "quantize.linear.float8"],
-        "model.converters is not supported",
-        "leave it empty",
+        [TENSOR, "2", "--model.args.hidden_dim", "456", *EMULATED_FP8],
+        "456 columns of the feed-forward layer would be 228 on a rank",
+        "multiples of 16",
     ),
 }
 

@@ -1,0 +1,81 @@
+"""What a job's FP8 settings must be: each rule gives the key and what is wrong."""
+
+from collections.abc import Iterator
+
+from titan_motif.components.float8 import FLOAT8, MULTIPLE, float8_problem
+from titan_motif.config import Float8Linear, JobConfig
+from titan_motif.curriculum import has_phases
+from titan_motif.layout import Finding
+from titan_motif.model import Motif2ModelArgs
+
+
+def check_float8(config: JobConfig, args: Motif2ModelArgs, runs_here: bool) -> Iterator[Finding]:
+    """Yield every finding; none where a job multiplies in bfloat16.
+
+    Args:
+        runs_here: whether this machine has to be able to
+    """
+    settings, unset = config.quantize.linear.float8, Float8Linear()
+    if FLOAT8 not in config.model.converters:
+        for name, value in vars(settings).items():
+            if value != getattr(unset, name):
+                yield f"{FLOAT8}.{name}", f"is {value!r}; it needs model.converters = {FLOAT8!r}"
+        return
+    problem = float8_problem() if runs_here and not settings.emulate else None
+    if problem is not None:
+        yield (
+            "model.converters",
+            f"names {FLOAT8!r}; {problem}, and products in FP8 need one of compute capability 8.9: "
+            f"{FLOAT8}.emulate = true rounds alike on any device",
+        )
+    if settings.enable_fsdp_float8_all_gather and settings.recipe_name != "tensorwise":
+        yield (
+            f"{FLOAT8}.enable_fsdp_float8_all_gather",
+            f"is true; recipe_name is {settings.recipe_name!r}, and only 'tensorwise' has one "
+            "scale for all ranks' parts of a weight",
+        )
+    if (
+        settings.precompute_float8_dynamic_scale_for_fsdp
+        and not settings.enable_fsdp_float8_all_gather
+    ):
+        yield (
+            f"{FLOAT8}.precompute_float8_dynamic_scale_for_fsdp",
+            "is true; it needs enable_fsdp_float8_all_gather to be true as well",
+        )
+    if config.training.mixed_precision_param == "float32" and not settings.emulate:
+        yield (
+            "training.mixed_precision_param",
+            "is 'float32'; products in FP8 give 'bfloat16', or 'auto'",
+        )
+    yield from _sizes(config, args)
+
+
+def _sizes(config: JobConfig, args: Motif2ModelArgs) -> Iterator[Finding]:
+    degree = max(config.parallelism.tensor_parallel_degree, 1)
+    cut = {
+        "query heads": args.n_heads * args.head_dim,
+        "key heads": args.n_kv_heads * args.head_dim,
+        "heads' outputs": args.num_signal_heads * args.value_dim,
+        "the feed-forward layer": args.hidden_dim,
+    }
+    for what, columns in cut.items():
+        if degree > 1 and columns % (degree * MULTIPLE):
+            yield (
+                "parallelism.tensor_parallel_degree",
+                f"is {degree}; {columns} columns of {what} would be {columns / degree:g} on a "
+                f"rank, and products in FP8 need multiples of {MULTIPLE}",
+            )
+            return
+    if config.quantize.linear.float8.recipe_name == "rowwise_with_gw_hp":
+        return
+    lengths = {"training.seq_len": config.training.seq_len}
+    if has_phases(config):
+        phases = enumerate(config.curriculum.phases, start=1)
+        lengths = {f"curriculum.phases.{i}.seq_len": phase.seq_len for i, phase in phases}
+    for key, length in lengths.items():
+        if length % MULTIPLE:
+            yield (
+                key,
+                f"is {length}; a weight's gradient in FP8 sums over tokens in multiples of "
+                f"{MULTIPLE} (recipe 'rowwise_with_gw_hp' takes any length)",
+            )
