@@ -166,6 +166,8 @@ def shard(
         )
     # A tied embedding serves both ends: the root group holds it for the whole step.
     fully_shard(model, mp_policy=policy, reshard_after_forward=False, **common)
+    if mesh.size() == 1:
+        return  # nothing is divided; told of a factor, FSDP would copy every gradient for it
     for module in model.modules():
         if isinstance(module, FSDPModule):
             _sum_gradients(module)

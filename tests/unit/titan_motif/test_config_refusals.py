@@ -103,7 +103,9 @@ def test_a_setting_that_is_not_served_must_keep_its_default(key: str):
     value = other_value(getattr(section, name), kind_of(key))
     setattr(section, name, value)
     checked = (
-        check_layout(config, FLAVORS["debug"], 1) if key in IN_LAYOUT else check_served(config)
+        check_layout(config, FLAVORS["debug"], 1)
+        if key in IN_LAYOUT
+        else check_served(config, runs_here=True)
     )
     found = dict(checked)[key]
     assert found.startswith(f"is {value!r}; only " if key not in IN_LAYOUT else "is ")
