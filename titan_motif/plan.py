@@ -1,7 +1,8 @@
-"""`titan-motif plan`: who orthogonalises what on N GPUs, and what it costs, before any is rented.
+"""`titan-motif plan`: what a job on N GPUs takes of each, before any is rented.
 
-The model is parallelised as a run would have it, on meta tensors and a process group that sends
-nothing, and the optimizer's own planning is asked.
+Who orthogonalises what, and what that costs: the model is parallelised as a run would have it, on
+meta tensors and a process group that sends nothing, and the optimizer's own planning is asked.
+How much memory a step takes: titan_motif.plan_memory.
 """
 
 import dataclasses
@@ -9,7 +10,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +20,8 @@ import tyro
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
+from torch.distributed.tensor import DTensor
 
 import titan_motif.device  # noqa: F401  (before anything of torchtitan)
 
@@ -45,12 +47,20 @@ from titan_motif.model import Motif2Model
 from titan_motif.model.initialization import plain_name
 from titan_motif.optimizers import muon_coefficients
 from titan_motif.parallelize import parallelize
+from titan_motif.plan_memory import (
+    GpuName,
+    Planned,
+    newton_schulz_bytes,
+    plan_memory,
+    print_memory,
+    words_for,
+)
 from titan_motif.simulation import simulated_ranks
 
 
 @dataclass
 class Options:
-    """Plan Parallel Muon for a job on any number of GPUs: loads, bytes, memory, time.
+    """Plan a job on any number of GPUs: Parallel Muon's loads, bytes and time; memory of a step.
 
     Example: titan-motif plan --config train_configs/motif2_12_7b.toml --gpus 8,64,400
     """
@@ -61,6 +71,8 @@ class Options:
     """Numbers of GPUs, with commas; none means the product of the degrees in the file."""
     replicas: int | None = None
     """Replicas (HSDP) in place of the file's parallelism.data_parallel_replicate_degree."""
+    gpu: GpuName = "H100-80GB"
+    """The card whose memory has to suffice."""
     tflops: float = Rates.flops / 1e12
     """Newton-Schulz on one GPU, TFLOP/s (symmetric products counted as half)."""
     gb_in_node: float = Rates.bytes_in_node / 1e9
@@ -86,7 +98,7 @@ def main(options: Options) -> None:
     console = Console(stderr=True)
     bar = {"console": console, "transient": True, "disable": not console.is_terminal}
     found = [
-        plan_job(options.config, gpus, rates, options.replicas)
+        plan_job(options.config, gpus, rates, options.gpu, options.replicas)
         for gpus in track(numbers, "planning", **bar)
     ]
     _print(found, rates)
@@ -119,34 +131,39 @@ def _numbers(options: Options) -> list[int]:
 
 
 def _load(path: Path, world_size: int | None = None, replicas: int | None = None) -> JobConfig:
-    # What is read has nothing to do with the plan, and a batch for every number of GPUs is rare.
-    words = ["--job.config_file", str(path), "--curriculum.enable=false", "--training.steps", "1"]
-    words += ["--training.local_batch_size", "1"]
-    if replicas is not None:
-        words += ["--parallelism.data_parallel_replicate_degree", str(replicas)]
-    return load_config([*words, "--training.global_batch_size", "-1"], world_size, False)
+    """Return the job without its data: a batch fits few numbers of GPUs, and no layout needs it."""
+    words = [*words_for(path, replicas), "--curriculum.enable=false", "--training.steps", "1"]
+    words += ["--training.local_batch_size", "1", "--training.global_batch_size", "-1"]
+    return load_config(words, world_size, False)
 
 
-def plan_job(path: Path, gpus: int, rates: Rates, replicas: int | None = None) -> dict[str, Any]:
+def plan_job(
+    path: Path,
+    gpus: int,
+    rates: Rates,
+    gpu: GpuName = "H100-80GB",
+    replicas: int | None = None,
+) -> dict[str, Any]:
     """Return what the JSON of one number of GPUs holds.
 
     Raises: ConfigError or ValueError, one line, if the job does not fit so many
     """
     begin = time.perf_counter()
     config = _load(path, gpus, replicas)
-    if config.optimizer.name != "ParallelMuon":
-        raise ValueError(
-            f"{path}: optimizer.name is {config.optimizer.name!r}; 'ParallelMuon' is needed"
-        )
     with simulated_ranks(gpus):
         model = parallel_model(config, gpus)
-        parameters = dict(model.named_parameters())
-        muon = _plan_muon(config, parameters, rates)
+        parameters = {plain_name(name): p for name, p in model.named_parameters()}
+        muon, planned = None, Planned(parameters)
+        if config.optimizer.name == "ParallelMuon":
+            muon, planned = _plan_muon(config, parameters, rates)
+        as_written = load_config(words_for(path, replicas), None, False)
+        memory = plan_memory(as_written, gpus, gpu, planned)
     return {
         "config": str(path),
         "parameters": sum(p.numel() for p in parameters.values()),
         "gpus": gpus,
         "muon": muon,
+        "memory": memory,
         "seconds": round(time.perf_counter() - begin, 2),
     }
 
@@ -168,11 +185,15 @@ def parallel_model(config: JobConfig, world_size: int) -> nn.Module:
     return parallelize(model, dims, config)
 
 
-def _plan_muon(config: JobConfig, parameters: dict[str, Tensor], rates: Rates) -> dict[str, Any]:
+def _plan_muon(
+    config: JobConfig, parameters: Mapping[str, DTensor], rates: Rates
+) -> tuple[dict[str, Any], Planned]:
+    """Return the `muon` of the JSON, and what memory has to know of it."""
     muon = config.optimizer.muon
-    named = {plain_name(name): p for name, p in parameters.items()}
-    routes = route({n: p.shape for n, p in named.items()}, muon.muon_patterns, muon.adamw_patterns)
-    families = families_of([p for n, p in named.items() if routes[n] == "muon"], rank=0)
+    shapes = {name: p.shape for name, p in parameters.items()}
+    routes = route(shapes, muon.muon_patterns, muon.adamw_patterns)
+    matrices = [name for name, algorithm in routes.items() if algorithm == "muon"]
+    families = families_of([parameters[name] for name in matrices], rank=0)
     if not families:
         raise ValueError("optimizer.muon.adamw_patterns leave no matrix to Muon: nothing to plan")
     (family,) = families  # all matrices of blocks lie on one mesh
@@ -193,6 +214,8 @@ def _plan_muon(config: JobConfig, parameters: dict[str, Tensor], rates: Rates) -
         (predict(plan_of(g[0][0], rates), costs, rates, element_bytes) for g in groups),
         key=lambda prediction: prediction.total_ms,
     )
+    working = newton_schulz_bytes(plan, muon, family.parameters[0].element_size())
+    held = found.peak_exchange_bytes + working
     return {
         "owner_scope_of_a_run": len(plan_of(0, DEFAULT_RATES).replicas),
         "matrices": len(plan.matrices),
@@ -211,7 +234,7 @@ def _plan_muon(config: JobConfig, parameters: dict[str, Tensor], rates: Rates) -
         "predicted_ms": found.total_ms,
         "compute_ms": found.compute_ms,
         "exchange_ms": found.exchange_ms,
-    }
+    }, Planned(parameters, frozenset(matrices), held)
 
 
 def _balance_of_halves(costs: Sequence[int], num_owners: int) -> float:
@@ -225,12 +248,18 @@ def _balance_of_halves(costs: Sequence[int], num_owners: int) -> float:
 
 def _print(found: Sequence[dict[str, Any]], rates: Rates) -> None:
     first = found[0]
+    print(f"{first['config']}: {first['parameters']:,} parameters")
+    if first["muon"] is not None:
+        _print_muon(found, rates)
+    print_memory(found)
+
+
+def _print_muon(found: Sequence[dict[str, Any]], rates: Rates) -> None:
+    first = found[0]["muon"]
     print(
-        f"{first['config']}: {first['parameters']:,} parameters, {first['muon']['matrices']} "
-        f"matrices of Muon's with {first['muon']['parameters']:,}\n"
-        f"predicted with {rates.flops / 1e12:.0f} TFLOP/s, {rates.bytes_in_node / 1e9:.0f} GB/s "
-        f"in a node of {rates.ranks_per_node} and {rates.bytes_between_nodes / 1e9:.0f} GB/s "
-        "between nodes"
+        f"{first['matrices']} matrices of Muon's with {first['parameters']:,}, predicted with "
+        f"{rates.flops / 1e12:.0f} TFLOP/s, {rates.bytes_in_node / 1e9:.0f} GB/s in a node of "
+        f"{rates.ranks_per_node} and {rates.bytes_between_nodes / 1e9:.0f} GB/s between nodes"
     )
     table = Table(box=None, header_style="bold")
     for heading in (
