@@ -13,7 +13,7 @@ from typing import Any
 import tyro
 
 COMMANDS = {
-    "plan": ("titan_motif.plan", "Parallel Muon on N GPUs: loads, bytes, memory, time"),
+    "plan": ("titan_motif.plan", "N GPUs: memory of each, Parallel Muon's loads, bytes, time"),
     "grow": ("titan_motif.growth.command", "a larger model of the same function"),
     "export": ("titan_motif.interchange.export", "a step as transformers loads it"),
     "import": ("titan_motif.interchange.importing", "safetensors as a step to begin from"),
@@ -36,6 +36,8 @@ COMMANDS = {
         "titan_motif.bench.newton_schulz",
         "orthogonalising matrices beside torch.optim.Muon and Dion",
     ),
+    "bench train": ("titan_motif.bench.train", "whole steps beside torchtitan's Llama-3"),
+    "study compile": ("titan_motif.study.compile", "compiling, kernels, FP8, recomputation"),
 }
 """Name -> module, and what it is for."""
 

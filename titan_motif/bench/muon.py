@@ -94,7 +94,9 @@ def main(options: Options) -> None:
     shapes = matrices_of(flavor, options.layers)
     with _ranks(options, is_real, has_gpu) as device:
         sizes = _chunk_sizes(options.chunk_size, len(shapes))
-        found = [_measure(shapes, mode, size, device) for mode in options.modes for size in sizes]
+        found = [
+            measure_step(shapes, mode, size, device) for mode in options.modes for size in sizes
+        ]
         world_size, rank = dist.get_world_size(), dist.get_rank()
     if is_real and rank:
         return
@@ -137,7 +139,7 @@ def _ranks(options: Options, is_real: bool, has_gpu: bool) -> Iterator[str]:
     """Be a rank, and yield its device."""
     device = "cuda" if has_gpu else "cpu"
     if not is_real:
-        with simulated_ranks(options.ranks, options.rank), _random_exchange():
+        with simulated_ranks(options.ranks, options.rank), random_exchange():
             yield device
         return
     if has_gpu:
@@ -150,7 +152,7 @@ def _ranks(options: Options, is_real: bool, has_gpu: bool) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _random_exchange() -> Iterator[None]:
+def random_exchange() -> Iterator[None]:
     """Receive random data: Newton-Schulz is faster on zeros than on anything real."""
     pools: dict[tuple[torch.dtype, torch.device], Tensor] = {}
 
@@ -164,7 +166,7 @@ def _random_exchange() -> Iterator[None]:
         yield
 
 
-def _measure(
+def measure_step(
     shapes: list[tuple[int, int]], mode: str, chunk_size: int | None, device: str
 ) -> Measurement:
     world_size, rank = dist.get_world_size(), dist.get_rank()

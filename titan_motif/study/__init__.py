@@ -1,0 +1,1 @@
+"""Whole training steps measured one configuration at a time, each in a process of its own."""

@@ -1,0 +1,52 @@
+"""The results of a study as they come in: one file, whole after every cell."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from titan_motif.study.runner import Row, replace_text
+
+
+@dataclass
+class Results:
+    """What is known of the cells of a study, and what they have in common."""
+
+    path: Path
+    settings: dict[str, Any]
+    """Of two studies whose settings are equal, rows may stand in one table."""
+    environment: dict[str, Any]
+    rows: dict[str, Row] = field(default_factory=dict)
+    """By the cell's name, in the order of the table."""
+
+    def resume(self) -> None:
+        """Take over the rows of the file, if there is one.
+
+        Raises: ValueError, one line, if they are of other settings
+        """
+        if not self.path.exists():
+            return
+        try:
+            content = json.loads(self.path.read_text())
+            found, rows = content["settings"], content["cells"]
+        except (json.JSONDecodeError, KeyError, TypeError):
+            raise ValueError(f"{self.path}: holds no results of a study") from None
+        # As they come back from a file: lists for tuples.
+        own = json.loads(json.dumps(self.settings))
+        for name in dict.fromkeys([*own, *found]):
+            if own.get(name) != found.get(name):
+                raise ValueError(
+                    f"{self.path}: its results are of {name} {found.get(name)!r}, these would be "
+                    f"of {own.get(name)!r}; --fresh starts anew, --output is another folder"
+                )
+        self.rows = rows
+
+    def add(self, name: str, row: Row) -> None:
+        """Add a cell's row, and write the file."""
+        self.rows[name] = row
+        content = {
+            "settings": self.settings,
+            "environment": self.environment,
+            "cells": self.rows,
+        }
+        replace_text(self.path, json.dumps(content, indent=1) + "\n")

@@ -1,0 +1,103 @@
+"""A measurement in a process of its own: whatever happens to it, there is one row to tell.
+
+A module that is run so gets the file for its row as its first argument. It writes the figures, or
+{"error": "one line"}; a process that leaves neither is told of here.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+Row = dict[str, Any]
+"""Figures by their names, or `error`: why there are none."""
+
+# A port of 0 is any that is free: with one rank nobody else has to know it.
+_ONE_RANK = {
+    "RANK": "0",
+    "LOCAL_RANK": "0",
+    "WORLD_SIZE": "1",
+    "MASTER_ADDR": "localhost",
+    "MASTER_PORT": "0",
+}
+_ALLOCATOR = "PYTORCH_ALLOC_CONF", "expandable_segments:True"
+"""As run_train.sh has it."""
+
+
+def run_module(
+    module: str,
+    arguments: Sequence[str],
+    timeout_seconds: float,
+    *,
+    is_cold: bool = False,
+) -> Row:
+    """Run `python -m module ROW_FILE arguments` as one rank, and return its row.
+
+    Args:
+        is_cold: compile everything anew: nothing that an earlier process compiled is found
+    """
+    with tempfile.TemporaryDirectory(prefix="titan-motif-") as name:
+        folder = Path(name)
+        row_file, output_file = folder / "row.json", folder / "output.txt"
+        environment = dict([_ALLOCATOR]) | os.environ | _ONE_RANK
+        if is_cold:
+            environment["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")
+            environment["TRITON_CACHE_DIR"] = str(folder / "triton")
+        command = [sys.executable, "-m", module, str(row_file), *arguments]
+        code: int | None = None
+        with output_file.open("w") as output, contextlib.suppress(subprocess.TimeoutExpired):
+            code = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                timeout=timeout_seconds,
+                check=False,
+            ).returncode
+        if row_file.is_file():  # whatever came after it
+            return json.loads(row_file.read_text())
+        if code is None:
+            return {"error": f"timed out after {timeout_seconds:g} s"}
+        return {"error": _how_it_ended(code, output_file.read_text(errors="replace"))}
+
+
+def _how_it_ended(code: int, output: str) -> str:
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    return f"ended with exit code {code}: {lines[-1] if lines else 'no output'}"
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file so that whoever reads it sees the old text or the new one."""
+    replacement = path.with_name(f"{path.name}.new")
+    replacement.write_text(text)
+    os.replace(replacement, path)
+
+
+def write_row_of(path: Path, measure: Callable[[], Row]) -> int:
+    """Write what a measurement gives, or how it failed; return the process's exit code."""
+    try:
+        row = measure()
+    except Exception as error:
+        row = {"error": describe_error(error), "traceback": traceback.format_exc()}
+    replace_text(path, json.dumps(row, indent=1) + "\n")
+    return 1 if "error" in row else 0
+
+
+def describe_error(error: BaseException) -> str:
+    """Return 'type: message' on one line; the device's memory running out is said in front."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = shorten(f"{type(error).__name__}: {lines[0] if lines else 'no message'}", 300)
+    # A compiled kernel's is wrapped in an error of the compiler's.
+    is_memory = "OutOfMemory" in type(error).__name__ or "out of memory" in str(error)
+    return f"out of memory: {told}" if is_memory else told
