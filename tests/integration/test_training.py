@@ -247,7 +247,8 @@ def test_the_plugin_works_under_torchtitans_own_trainer(rank_pool, arguments, tm
     rank_pool.run(run, 2, elsewhere(arguments, tmp_path / "ours"), str(ROOT))
     arguments = elsewhere(arguments, tmp_path / "theirs")
     rank_pool.run(run_under_torchtitan, 2, str(ROOT), arguments)
-    assert losses(tmp_path / "theirs") == losses(tmp_path / "ours")
+    # Their loss is that of whole logits: the same but for the order of sums.
+    assert losses(tmp_path / "theirs") == pytest.approx(losses(tmp_path / "ours"), rel=1e-5)
 
 
 def test_a_moving_average_is_fed_back_and_outlives_a_stop(rank_pool, arguments, tmp_path: Path):
