@@ -35,6 +35,7 @@ def test_a_run_that_gathers_in_float8_resumes(rank_pool, arguments, tmp_path: Pa
     assert losses(tmp_path / "halves") == whole
 
 
+@pytest.mark.slow
 def test_float8_learns_as_well(rank_pool, arguments, tmp_path: Path):
     words = [*arguments, *EMULATED]
     rank_pool.run(run, 2, words, str(ROOT))
