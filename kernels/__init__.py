@@ -10,6 +10,7 @@ from titan_motif.kernels.attention import (
     attention,
     attention_problem,
     fastest_attention,
+    fastest_attention_on,
     grouped_differential_attention,
 )
 from titan_motif.kernels.cast_scaled import cast_scaled
@@ -36,6 +37,7 @@ __all__ = [
     "default_implementation",
     "documents_of",
     "fastest_attention",
+    "fastest_attention_on",
     "grouped_differential_attention",
     "key_heads",
     "largest_logits",

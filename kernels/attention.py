@@ -56,13 +56,22 @@ def attention_problem(dtype: torch.dtype, head_dim: int, device: torch.device) -
 def fastest_attention(
     dtype: torch.dtype, head_dim: int, device: torch.device
 ) -> Literal["triton", "sdpa"]:
-    """Return what 'auto' means: Triton on Hopper, the one chip on which it was measured.
-
-    There it was faster at every length, dense and packed (docs/attention.md).
-    """
+    """Return what 'auto' means on a device."""
     if device.type != "cuda" or attention_problem(dtype, head_dim, device) is not None:
         return "sdpa"
-    return "triton" if torch.cuda.get_device_capability(device)[0] == 9 else "sdpa"
+    return fastest_attention_on(torch.cuda.get_device_capability(device), dtype, head_dim)
+
+
+def fastest_attention_on(
+    compute_capability: tuple[int, int], dtype: torch.dtype, head_dim: int
+) -> Literal["triton", "sdpa"]:
+    """Return what 'auto' means on NVIDIA's GPUs of a compute capability, present or not.
+
+    Triton on Hopper, the one chip on which it was measured: there it was faster at every length,
+    dense and packed (docs/attention.md).
+    """
+    serves = dtype in _DTYPES and head_dim in HEAD_DIMS
+    return "triton" if serves and compute_capability[0] == 9 else "sdpa"
 
 
 def grouped_differential_attention(

@@ -21,7 +21,7 @@ from titan_motif.components.muon.plan import Plan, choose_method
 from titan_motif.config import JobConfig, Muon
 from titan_motif.config_checks import model_args
 from titan_motif.curriculum import has_phases
-from titan_motif.kernels.attention import HEAD_DIMS
+from titan_motif.kernels import fastest_attention_on
 from titan_motif.memory import Group, Groups, Job, Parts, largest_batch, moments, peak
 from titan_motif.recomputation import compiles_model
 
@@ -177,12 +177,12 @@ def _why_unknown(config: JobConfig, gpu: GpuName) -> str | None:
 
 
 def _attention(config: JobConfig, gpu: GpuName) -> Literal["triton", "sdpa"]:
-    """Return the path that attention takes there: `titan_motif.kernels.fastest_attention`'s."""
+    """Return the path that attention takes there."""
     args = model_args(config)
     if config.model.attention != "auto" or args.grouped_ratio == 0:
         return "triton" if config.model.attention == "triton" else "sdpa"
-    serves = config.training.mixed_precision_param == "bfloat16" and args.head_dim in HEAD_DIMS
-    return "triton" if serves and GPUS[gpu].compute_capability[0] == 9 else "sdpa"
+    dtype = TORCH_DTYPE_MAP[config.training.mixed_precision_param]
+    return fastest_attention_on(GPUS[gpu].compute_capability, dtype, args.head_dim)
 
 
 def job_of(config: JobConfig, ranks: int, gpu: GpuName, planned: Planned, accumulates: bool) -> Job:

@@ -63,9 +63,8 @@ def measure_block(
         torch.autograd.grad(out, wanted, gradient, allow_unused=True)
 
     milliseconds = measure(both_passes, device, BUDGET_MS).ms
-    parameters = sum(p.numel() for p in block.parameters())
-    attention = args.n_heads * (args.head_dim + args.value_dim) * seq_len
-    flops = 6 * (parameters + attention) * batch * seq_len
+    _, flops_per_token = args.get_nparams_and_flops(model, seq_len)
+    flops = flops_per_token * batch * seq_len
     return {"block_ms": milliseconds, "tflops": flops / milliseconds / 1e9}
 
 
