@@ -281,6 +281,7 @@ class _Stop(Exception):
 
 
 def test_a_compiled_block_keeps_what_the_table_says(triton_on_cpu):
+    torch._dynamo.reset()
     batch, seq, recipe = 1, 512, "rowwise"
     block, args = one_block("12_7b", "sdpa", "all")
     convert_to_float8(block, recipe)
@@ -304,7 +305,9 @@ def test_a_compiled_block_keeps_what_the_table_says(triton_on_cpu):
         return stop
 
     compiled = torch.compile(
-        block, backend=lambda graph, inputs: compile_fx(graph, inputs, inner_compile=take_graph)
+        block,
+        backend=lambda graph, inputs: compile_fx(graph, inputs, inner_compile=take_graph),
+        dynamic=False,
     )
     with pytest.raises(_Stop):
         compiled(*inputs_of(args, batch, seq))
