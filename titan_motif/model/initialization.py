@@ -2,12 +2,14 @@
 
 DTensor's own random operators repeat on CPU: with one seed, the shards of ranks 0 and 1 are equal,
 so 1, 2 and 3 ranks begin with different models. Here every block of rows of every parameter has
-its own generator, keyed by (seed, name, block), and a rank draws the blocks that it holds. Drawing
-happens on CPU, so that GPU runs begin with the same bits too.
+its own generator, keyed by (seed, name, block), and a rank draws the blocks that it holds, with a
+thread for each core that it has. Drawing happens on CPU, so that GPU runs begin with the same bits.
 """
 
 import hashlib
 import math
+import os
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor, nn
@@ -25,16 +27,22 @@ LAMBDA_STD = 0.1  # of the released code
 @torch.no_grad()
 def initialize(model: nn.Module, args: Motif2ModelArgs) -> None:
     """Fill every parameter of the model in place; parameters may be sharded DTensors."""
-    for wrapped_name, parameter in model.named_parameters():
-        name = plain_name(wrapped_name)
-        if name.endswith("poly_weight"):
-            parameter.fill_(1 / 3)
-        elif name.endswith("poly_bias"):
-            parameter.zero_()
-        elif "norm" in name:
-            parameter.fill_(1.0)
-        else:
-            fill_normal(parameter, name, args.init_seed, _standard_deviation(name, args))
+    with ThreadPoolExecutor(_num_threads()) as threads:
+        for wrapped_name, parameter in model.named_parameters():
+            name = plain_name(wrapped_name)
+            if name.endswith("poly_weight"):
+                parameter.fill_(1 / 3)
+            elif name.endswith("poly_bias"):
+                parameter.zero_()
+            elif "norm" in name:
+                parameter.fill_(1.0)
+            else:
+                std = _standard_deviation(name, args)
+                _fill_normal(parameter, name, args.init_seed, std, threads)
+
+
+def _num_threads() -> int:
+    return max(len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), 1)
 
 
 def plain_name(name: str) -> str:
@@ -51,7 +59,9 @@ def _standard_deviation(name: str, args: Motif2ModelArgs) -> float:
     return args.init_std / math.sqrt(2 * args.n_layers) if writes_residual else args.init_std
 
 
-def fill_normal(parameter: Tensor, name: str, seed: int, std: float) -> None:
+def _fill_normal(
+    parameter: Tensor, name: str, seed: int, std: float, threads: ThreadPoolExecutor
+) -> None:
     """Fill a parameter with normal values that depend on (seed, name, index) alone."""
     if isinstance(parameter, DTensor):
         local = parameter.to_local()
@@ -64,13 +74,19 @@ def fill_normal(parameter: Tensor, name: str, seed: int, std: float) -> None:
         return
     region = [slice(o, o + n) for o, n in zip(offset, local.shape, strict=True)]
     rows, columns = region[0], region[1:]
-    for block in range(rows.start // ROWS_PER_BLOCK, (rows.stop - 1) // ROWS_PER_BLOCK + 1):
+
+    @torch.no_grad()  # a thread has its own
+    def fill(block: int) -> None:
         first, last = block * ROWS_PER_BLOCK, min((block + 1) * ROWS_PER_BLOCK, len(parameter))
         drawn = torch.empty(last - first, *parameter.shape[1:], dtype=torch.float32)
         drawn.normal_(0.0, std, generator=_generator(seed, name, block))
         begin, end = max(first, rows.start), min(last, rows.stop)
         part = drawn[(slice(begin - first, end - first), *columns)]
         local[begin - rows.start : end - rows.start] = part.to(local)
+
+    blocks = range(rows.start // ROWS_PER_BLOCK, (rows.stop - 1) // ROWS_PER_BLOCK + 1)
+    for _ in threads.map(fill, blocks):
+        pass  # what a thread has raised is raised here
 
 
 def _generator(seed: int, name: str, block: int) -> torch.Generator:
