@@ -52,13 +52,14 @@ class LinearCrossEntropy:
 
     def __init__(self, chunk_tokens: int, z_loss_weight: float = 0.0) -> None:
         self.chunk_tokens, self.z_loss_weight = chunk_tokens, z_loss_weight
-        self.statistics, self.make_gradient = _statistics, _make_gradient
+        self.statistics, self.make_gradient, self.scale = _statistics, _make_gradient, _scale
 
     def compile(self, backend: str | Callable[..., Any]) -> None:
-        """Let what is done to a chunk's logits be two kernels each."""
+        """Let what is done to a chunk's logits be two kernels each, and the last scaling one."""
         options = {"backend": backend, "fullgraph": True, "dynamic": False}
         self.statistics = torch.compile(_statistics, **options)
         self.make_gradient = torch.compile(_make_gradient, **options)
+        self.scale = torch.compile(_scale, **options)
 
     def __call__(self, hidden: Tensor, weight: Tensor, labels: Tensor) -> Loss:
         """Return the loss of hidden @ weight.T against the labels.
@@ -116,7 +117,7 @@ class _Function(torch.autograd.Function):
             begin += len(states)
             del logits  # before the next chunk's are made
         if differentiates:
-            ctx.gradients = grad_hidden, grad_weight
+            ctx.gradients, ctx.scale = (grad_hidden, grad_weight), settings.scale
         cross_entropy, z_loss = sums.unbind()
         ctx.mark_non_differentiable(cross_entropy, z_loss)
         return cross_entropy + z_loss, cross_entropy.clone(), z_loss.clone()
@@ -128,13 +129,12 @@ class _Function(torch.autograd.Function):
         grad_hidden, grad_weight = ctx.gradients
         del ctx.gradients
         dtype = grad_hidden.dtype
+        grad_hidden.mul_(grad.to(dtype))
         if grad_weight.dtype == dtype:
             grad_weight.mul_(grad.to(dtype))
         else:
-            grad_weight = torch.mul(
-                grad_weight, grad, out=torch.empty_like(grad_weight, dtype=dtype)
-            )
-        return grad_hidden.mul_(grad.to(dtype)), grad_weight, None, None, None
+            grad_weight = ctx.scale(grad_weight, grad, dtype)
+        return grad_hidden, grad_weight, None, None, None
 
 
 def _statistics(
@@ -173,6 +173,11 @@ def _make_gradient(
     column = column[:, None]
     kept = torch.where(is_here, at_label.to(logits.dtype), logits.gather(-1, column)[:, 0])
     logits.scatter_(-1, column, kept[:, None])
+
+
+def _scale(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return gradient * factor in another dtype, without a product in the first one."""
+    return torch.mul(gradient, factor, out=torch.empty_like(gradient, dtype=dtype))
 
 
 def _add_product(total: Tensor | None, a: Tensor, b: Tensor, is_one_of_many: bool) -> Tensor:

@@ -29,7 +29,12 @@ class Contender(NamedTuple):
         return settings
 
 
-COMPILED = ("--compile.enable=true", "--activation_checkpoint.mode=none")
+COMPILED = (
+    "--compile.enable=true",
+    "--activation_checkpoint.mode=none",
+    # What torchtitan's autocast does on one GPU: weights in bf16 stay until the backward pass.
+    "--parallelism.fsdp_reshard_after_forward=never",
+)
 PLAIN = ("model.kernels=torch", "model.attention=sdpa")
 MUON = ("optimizer.name=ParallelMuon", "optimizer.qk_clip=true")
 CONTENDERS = {
