@@ -145,7 +145,7 @@ def draw(results: Results, path: Path) -> None:
         axes.text(row["tokens_per_second"], height, told, va="center", fontsize=8)
     axes.set_yticks(heights, names, fontsize=8)
     axes.invert_yaxis()
-    axes.margins(x=0.15)
+    axes.margins(x=0.25)  # room for the figures beside the bars
     axes.set(xlabel="tokens/s", title=results.environment["device_name"])
     shown = dict.fromkeys(name.split("/")[precision] for name in names)
     handles = [Patch(color=colors[word], label=word) for word in shown]
