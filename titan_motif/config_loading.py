@@ -2,6 +2,9 @@
 
 The command line overrides the file: `--section.field value` (or `--section.field=value`; of a
 switch, `--section.field` is true and `--section.no_field` false). Values are read as TOML does.
+
+A file may begin with `base = "other.toml"`, a path from its own folder: it has the settings of that
+one, but for those that it gives itself. A list is taken whole.
 """
 
 import difflib
@@ -42,10 +45,11 @@ def load_config(
     config = JobConfig()
     origins: dict[str, str] = {}
     if path is not None:
-        for key, value in _flatten(_read_toml(Path(path))):
-            section = key.rpartition(".")[0]
-            _assign(config, key, value, f"{path}: [{section}]" if section else f"{path}:")
-            origins[key] = path
+        for file, table in read_files(Path(path)):
+            for key, value in _flatten(table):
+                section = key.rpartition(".")[0]
+                _assign(config, key, value, f"{file}: [{section}]" if section else f"{file}:")
+                origins[key] = str(file)
     for key, value in overrides.items():
         _assign(config, key, value, "command line:", from_text=True)
         origins[key] = "command line"
@@ -67,6 +71,25 @@ def _origin(key: str, origins: dict[str, str]) -> str | None:
     while key and key not in origins:
         key = key.rpartition(".")[0]
     return origins.get(key)
+
+
+def read_files(path: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """Return the tables of a file and of those it is based on, the furthest one first.
+
+    Raises: ConfigError for a file that cannot be read, is no TOML, or is based on itself
+    """
+    found: list[tuple[Path, dict[str, Any]]] = []
+    while True:
+        table = _read_toml(path)
+        found.insert(0, (path, table))
+        if "base" not in table:
+            return found
+        base = table.pop("base")
+        if not isinstance(base, str):
+            raise ConfigError(f"{path}: base is {base!r}; the name of a TOML file is needed")
+        path = path.parent / base
+        if any(path.resolve() == file.resolve() for file, _ in found):
+            raise ConfigError(f"{found[0][0]}: base is {base!r}; that is based on this file")
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

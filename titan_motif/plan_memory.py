@@ -8,7 +8,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import tomli
 from rich.console import Console
 from rich.table import Table
 from torch.distributed.tensor import DTensor
@@ -20,6 +19,7 @@ from titan_motif.components.float8 import FLOAT8
 from titan_motif.components.muon.plan import Plan, choose_method
 from titan_motif.config import JobConfig, Muon
 from titan_motif.config_checks import model_args
+from titan_motif.config_loading import ConfigError, read_files
 from titan_motif.curriculum import has_phases
 from titan_motif.kernels import fastest_attention_on
 from titan_motif.memory import Group, Groups, Job, Parts, largest_batch, moments, peak
@@ -79,15 +79,16 @@ def words_for(path: Path, replicas: int | None = None) -> list[str]:
     if replicas is not None:
         words += ["--parallelism.data_parallel_replicate_degree", str(replicas)]
     try:
-        written = tomli.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, tomli.TOMLDecodeError):
-        written = {}  # load_config will say so
+        tables = [table for _, table in read_files(path)]
+    except ConfigError:
+        tables = []  # load_config will say so
     for section, key, on_gpu in (
         ("model", "kernels", "triton"),
         ("training", "mixed_precision_param", "bfloat16"),
     ):
-        table = written.get(section, {})
-        if isinstance(table, dict) and table.get(key, "auto") == "auto":
+        sections = [table.get(section, {}) for table in tables]
+        written = [s[key] for s in sections if isinstance(s, dict) and key in s]
+        if not written or written[-1] == "auto":
             words += [f"--{section}.{key}", on_gpu]
     return words
 
