@@ -42,7 +42,8 @@ def check_float8(config: JobConfig, args: Motif2ModelArgs, runs_here: bool) -> I
             f"{FLOAT8}.precompute_float8_dynamic_scale_for_fsdp",
             "is true; it needs enable_fsdp_float8_all_gather to be true as well",
         )
-    if config.training.mixed_precision_param == "float32" and not settings.emulate:
+    # 'auto' is float32 on a machine without a GPU, which may well plan for one.
+    if runs_here and config.training.mixed_precision_param == "float32" and not settings.emulate:
         yield (
             "training.mixed_precision_param",
             "is 'float32'; products in FP8 give 'bfloat16', or 'auto'",

@@ -1,17 +1,17 @@
 """Configurations: what loads, and the one line that each mistake is answered with."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-import tomli
 import torch
 
 import titan_motif.device  # noqa: F401
 from titan_motif import check_config
 from titan_motif.config import all_keys, resolve
 from titan_motif.config_checks import model_args
-from titan_motif.config_loading import ConfigError, load_config
+from titan_motif.config_loading import ConfigError, load_config, read_files
 from titan_motif.model import Motif2Model
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -36,17 +36,52 @@ def _at_the_root(monkeypatch):
 @pytest.mark.parametrize(
     "file", sorted((ROOT / "train_configs").glob("*.toml")), ids=lambda f: f.stem
 )
-def test_every_config_loads_and_builds_on_meta(file: Path, tmp_path: Path):
+def test_every_config_loads_and_builds_on_meta(file: Path, tmp_path: Path, monkeypatch):
     there = [] if file.stem == "debug" else prepared(tmp_path, np.zeros(4097, np.uint32))
-    for source in tomli.loads(file.read_text()).get("curriculum", {}).get("sources", ()):
+    (_, table), *_ = read_files(file)
+    for source in table.get("curriculum", {}).get("sources", ()):
         for split in ("train", "validation"):
             (tmp_path / source["path"] / split).mkdir(parents=True)
             np.save(tmp_path / source["path"] / split / "tokens.npy", np.zeros(16_385, np.uint32))
-    config = load_config(["--job.config_file", str(file), *there], world_size=2)
+    if "12_7b" in file.stem:  # in FP8
+        monkeypatch.setattr("titan_motif.config_float8.float8_problem", lambda: None)
+        there += ["--training.mixed_precision_param", "bfloat16"]
+    gpus = re.search(r"_(\d+)x", file.stem)
+    world_size = int(gpus[1]) if gpus else 2
+    config = load_config(["--job.config_file", str(file), *there], world_size)
     with torch.device("meta"):
         model = Motif2Model(model_args(config))
     counts = {"debug": 1_537_840, "2_6b": 2_597_218_432, "12_7b": 12_703_860_896}
     assert sum(p.numel() for p in model.parameters()) == counts[config.model.flavor]
+
+
+def test_a_file_has_what_it_is_based_on(tmp_path: Path):
+    (tmp_path / "far.toml").write_text("[optimizer]\nlr = 0.5\nbeta1 = 0.8\n[debug]\nseed = 7")
+    (tmp_path / "folder").mkdir()
+    near = tmp_path / "folder" / "near.toml"
+    near.write_text('base = "../far.toml"\n[optimizer]\nlr = 0.25\nbeta2 = 0.7')
+    top = tmp_path / "top.toml"
+    top.write_text('base = "folder/near.toml"\n[optimizer]\nbeta2 = 0.6')
+    config = load_config(["--job.config_file", str(top), "--debug.seed", "8"], world_size=1)
+    optimizer = config.optimizer
+    found = optimizer.lr, optimizer.beta1, optimizer.beta2, config.debug.seed
+    assert found == (0.25, 0.8, 0.6, 8)
+
+
+@pytest.mark.parametrize(
+    ("base", "told"),
+    [
+        ('"other.toml"', "other.toml: no such file"),
+        ("3", "top.toml: base is 3; the name of a TOML file is needed"),
+        ('"top.toml"', "top.toml: base is 'top.toml'; that is based on this file"),
+        ('"bad.toml"', "bad.toml: [optimizer] lrr is not a setting"),
+    ],
+)
+def test_a_base_that_is_none_is_named(tmp_path: Path, base: str, told: str):
+    (tmp_path / "bad.toml").write_text("[optimizer]\nlrr = 1.0")
+    (tmp_path / "top.toml").write_text(f"base = {base}\n")
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        load_config(["--job.config_file", str(tmp_path / "top.toml")], world_size=1)
 
 
 BAD_FILES = {

@@ -83,6 +83,17 @@ enable = true
 """
 
 
+@pytest.mark.parametrize(("gpus", "gpu"), [(8, "H200"), (64, "H100-80GB"), (400, "H100-80GB")])
+def test_the_12_7b_model_fits_the_machines_that_its_files_name(gpus: int, gpu: str, tmp_path: Path):
+    file = LARGE.replace(".toml", f"_{gpus}x{gpu.partition('-')[0].lower()}.toml")
+    result = tmp_path / "plan.json"
+    command = ["plan", "--config", file, "--gpus", str(gpus), "--gpu", gpu]
+    assert cli.main([*command, "--json", str(result)]) == 0
+    memory = json.loads(result.read_text())["memory"]
+    assert memory["fits"]
+    assert memory["seq_len"] == 16_384
+
+
 PARTS = (
     "parameters",
     "gradients",
