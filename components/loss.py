@@ -77,7 +77,8 @@ class LinearCrossEntropy:
             # A rank's part of the vocabulary gives a part of the hidden states' gradient.
             hidden, weight = hidden.to_local(grad_placements=[Partial()]), weight.to_local()
         hidden, labels = hidden.flatten(0, -2), labels.flatten()
-        return Loss(*_Function.apply(hidden, weight, labels, self, mesh))
+        differentiates = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+        return Loss(*_Function.apply(hidden, weight, labels, self, mesh, differentiates))
 
 
 class _Function(torch.autograd.Function):
@@ -89,10 +90,10 @@ class _Function(torch.autograd.Function):
         labels: Tensor,  # (tokens,)
         settings: LinearCrossEntropy,
         mesh: DeviceMesh | None,
+        differentiates: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         z_weight = settings.z_loss_weight
         first_row = 0 if mesh is None else mesh.get_local_rank() * len(weight)
-        differentiates = any(ctx.needs_input_grad[:2])
         grad_hidden = torch.empty_like(hidden) if differentiates else None
         grad_weight: Tensor | None = None
         sums = torch.zeros(2, dtype=torch.float32, device=hidden.device)
@@ -129,12 +130,14 @@ class _Function(torch.autograd.Function):
         grad_hidden, grad_weight = ctx.gradients
         del ctx.gradients
         dtype = grad_hidden.dtype
-        grad_hidden.mul_(grad.to(dtype))
+        # Of one dimension, it is not rounded to the gradients' dtype before the product.
+        factor = grad.reshape(1)
+        grad_hidden.mul_(factor)
         if grad_weight.dtype == dtype:
-            grad_weight.mul_(grad.to(dtype))
+            grad_weight.mul_(factor)
         else:
             grad_weight = ctx.scale(grad_weight, grad, dtype)
-        return grad_hidden, grad_weight, None, None, None
+        return grad_hidden, grad_weight, None, None, None, None
 
 
 def _statistics(
