@@ -7,6 +7,7 @@ from titan_motif.config import Float8Linear, JobConfig
 from titan_motif.curriculum import has_phases
 from titan_motif.layout import Finding
 from titan_motif.model import Motif2ModelArgs
+from titan_motif.model.model import parameter_shapes
 
 
 def check_float8(config: JobConfig, args: Motif2ModelArgs, runs_here: bool) -> Iterator[Finding]:
@@ -48,6 +49,22 @@ def check_float8(config: JobConfig, args: Motif2ModelArgs, runs_here: bool) -> I
             "training.mixed_precision_param",
             "is 'float32'; products in FP8 give 'bfloat16', or 'auto'",
         )
+    checkpoint = config.activation_checkpoint
+    if checkpoint.mode == "selective" and checkpoint.selective_ac_option == "op":
+        yield (
+            "activation_checkpoint.selective_ac_option",
+            "is 'op', which counts no product in FP8 and would keep them all, as 'products' does; "
+            "'products' or a positive integer is needed",
+        )
+    linears = [
+        name
+        for name, shape in parameter_shapes(args).items()
+        if name.endswith(".weight") and len(shape) == 2 and not name.startswith("tok_embeddings.")
+    ]
+    for part in settings.filter_fqns:
+        if not any(part in name.removesuffix(".weight") for name in linears):
+            yield f"{FLOAT8}.filter_fqns", f"has {part!r}, which no linear layer's name has"
+            return
     yield from _sizes(config, args)
 
 
@@ -59,6 +76,14 @@ def _sizes(config: JobConfig, args: Motif2ModelArgs) -> Iterator[Finding]:
         "heads' outputs": args.num_signal_heads * args.value_dim,
         "the feed-forward layer": args.hidden_dim,
     }
+    if degree == 1 and not config.quantize.linear.float8.filter_fqns:
+        for what, columns in {"the residual stream": args.dim, **cut}.items():
+            if columns % MULTIPLE:
+                yield (
+                    "model.args",
+                    f"gives {what} {columns} columns; products in FP8 need multiples of {MULTIPLE}",
+                )
+                return
     for what, columns in cut.items():
         if degree > 1 and columns % (degree * MULTIPLE):
             yield (

@@ -39,6 +39,27 @@ BAD = {
         "training.seq_len is 120",
         "multiples of 16",
     ),
+    "a name of no layer": (
+        [*EMULATED, f"{F8}.filter_fqns", "k_proj,wq"],
+        "filter_fqns has 'wq'",
+        "which no linear layer's name has",
+    ),
+    "sizes": (
+        [*EMULATED, "--model.args.hidden_dim", "344"],
+        "gives the feed-forward layer 344 columns",
+        "multiples of 16",
+    ),
+    "every second product": (
+        [
+            *EMULATED,
+            "--activation_checkpoint.mode",
+            "selective",
+            "--activation_checkpoint.selective_ac_option",
+            "op",
+        ],
+        "selective_ac_option is 'op'",
+        "'products' or a positive integer",
+    ),
     "another converter": (["--model.converters", "quantize.linear.mx"], "'quantize.linear.mx'", ""),
 }
 
