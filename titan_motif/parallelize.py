@@ -50,6 +50,7 @@ def parallelize(
     if compiles_model(job_config):
         compile_blocks(model, job_config.compile.backend)
     if job_config.compile.enable and "loss" in job_config.compile.components:
+        _allow_graphs()
         model.loss.compile(job_config.compile.backend)
     if checkpoint_outside:
         checkpoint_activations(model, job_config)
@@ -83,8 +84,12 @@ def describe_attention(args: Motif2ModelArgs, dtype: torch.dtype) -> str:
 
 
 MAX_GRAPHS = 64
-"""Of a block: each length and batch, in training and validation, with and without what attention
-records. One more would stop the run."""
+"""Of a block, and of the loss: each length and batch, in training and validation, with and without
+what attention records. One more would stop the run."""
+
+
+def _allow_graphs() -> None:
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_GRAPHS)
 
 
 def compile_blocks(model: Motif2Model, backend: str | Callable[..., Any]) -> None:
@@ -93,7 +98,7 @@ def compile_blocks(model: Motif2Model, backend: str | Callable[..., Any]) -> Non
     Each length of sequences has a graph of its own: with sizes left open the second length would
     compile kernels for any, slower ones, which later lengths and validation would take too.
     """
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_GRAPHS)
+    _allow_graphs()
     for name, block in model.layers.named_children():
         compiled = torch.compile(block, backend=backend, fullgraph=True, dynamic=False)
         model.layers.register_module(name, compiled)
