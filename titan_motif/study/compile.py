@@ -12,6 +12,7 @@ import titan_motif.device  # noqa: F401  (before anything of torchtitan)
 # isort: split
 from rich.console import Console
 
+from titan_motif.config_loading import read_files
 from titan_motif.run_records import describe_environment
 from titan_motif.study.axes import AXES, Cell, cells_of
 from titan_motif.study.results import Results
@@ -124,10 +125,13 @@ def _workload(options: Options, cells: list[Cell]) -> Workload:
 
 def _settings(options: Options, workload: Workload, environment: dict[str, Any]) -> dict[str, Any]:
     """Return what two studies must share for their rows to stand in one table."""
-    text = None if workload.config is None else workload.config.read_bytes()
+    versions = environment["versions"]
+    text = None
+    if workload.config is not None:
+        text = b"".join(file.read_bytes() for file, _ in read_files(workload.config))
     return {
         "device": environment["device_name"],
-        "torch": environment["versions"]["torch"],
+        **{package: versions[package] for package in ("torch", "triton", "torchao")},
         "config": None if workload.config is None else str(workload.config),
         "config_sha256": None if text is None else hashlib.sha256(text).hexdigest(),
         "flavor": workload.flavor,
