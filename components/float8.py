@@ -17,7 +17,7 @@ torchao is imported where it is used: it warns as it is, of this and that, in ru
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -57,9 +57,9 @@ def convert_to_float8(
             product in FP8 has
     """
     found = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
-    for part in skipped:
-        if not any(part in name for name in found):
-            raise ValueError(f"{FLOAT8}.filter_fqns has {part!r}, which no linear layer's name has")
+    problem = skipped_problem(skipped, found)
+    if problem is not None:
+        raise ValueError(f"{FLOAT8}.filter_fqns {problem}")
     chosen = [name for name in found if not any(part in name for part in (HEAD, *skipped))]
     for name in chosen:
         rows, columns = found[name].weight.shape
@@ -120,6 +120,15 @@ def _give_plain_weights(
                 stride=value.stride(),
             )
         state_dict[name] = plain
+
+
+def skipped_problem(skipped: Sequence[str], names: Iterable[str]) -> str | None:
+    """Return what is wrong with parts of names, beside the names of all linear layers."""
+    names = list(names)
+    for part in skipped:
+        if not any(part in name for name in names):
+            return f"has {part!r}, which no linear layer's name has"
+    return None
 
 
 def float8_problem() -> str | None:

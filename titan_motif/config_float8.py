@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from titan_motif.components.float8 import FLOAT8, MULTIPLE, float8_problem
+from titan_motif.components.float8 import FLOAT8, MULTIPLE, float8_problem, skipped_problem
 from titan_motif.config import Float8Linear, JobConfig
 from titan_motif.curriculum import has_phases
 from titan_motif.layout import Finding
@@ -57,14 +57,14 @@ def check_float8(config: JobConfig, args: Motif2ModelArgs, runs_here: bool) -> I
             "'products' or a positive integer is needed",
         )
     linears = [
-        name
+        name.removesuffix(".weight")
         for name, shape in parameter_shapes(args).items()
         if name.endswith(".weight") and len(shape) == 2 and not name.startswith("tok_embeddings.")
     ]
-    for part in settings.filter_fqns:
-        if not any(part in name.removesuffix(".weight") for name in linears):
-            yield f"{FLOAT8}.filter_fqns", f"has {part!r}, which no linear layer's name has"
-            return
+    problem = skipped_problem(settings.filter_fqns, linears)
+    if problem is not None:
+        yield f"{FLOAT8}.filter_fqns", problem
+        return
     yield from _sizes(config, args)
 
 
