@@ -44,7 +44,8 @@ def run_module(
     Args:
         is_cold: compile everything anew: nothing that an earlier process compiled is found
     """
-    with tempfile.TemporaryDirectory(prefix="titan-motif-") as name:
+    # What is killed below may write a last file into the folder while it is removed.
+    with tempfile.TemporaryDirectory(prefix="titan-motif-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         row_file, output_file = folder / "row.json", folder / "output.txt"
         environment = dict([_ALLOCATOR]) | os.environ | _ONE_RANK
@@ -52,22 +53,35 @@ def run_module(
             environment["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")
             environment["TRITON_CACHE_DIR"] = str(folder / "triton")
         command = [sys.executable, "-m", module, str(row_file), *arguments]
-        code: int | None = None
-        with output_file.open("w") as output, contextlib.suppress(subprocess.TimeoutExpired):
-            code = subprocess.run(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                timeout=timeout_seconds,
-                check=False,
-            ).returncode
+        code = _run(command, environment, output_file, timeout_seconds)
         if row_file.is_file():  # whatever came after it
             return json.loads(row_file.read_text())
         if code is None:
             return {"error": f"timed out after {timeout_seconds:g} s"}
         return {"error": _how_it_ended(code, output_file.read_text(errors="replace"))}
+
+
+def _run(
+    command: Sequence[str], environment: dict[str, str], output_file: Path, timeout_seconds: float
+) -> int | None:
+    """Return a process's exit code, None after the time-out; what it started ends with it."""
+    with output_file.open("w") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
+        try:
+            return process.wait(timeout_seconds)
+        except subprocess.TimeoutExpired:
+            return None
+        finally:  # the compiler's workers outlive it for a while
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def _how_it_ended(code: int, output: str) -> str:

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import select
 from pathlib import Path
 
 import pytest
@@ -246,12 +248,12 @@ def test_what_a_machine_cannot_do_is_a_row_without_a_process(monkeypatch):
 
 @pytest.fixture
 def run_script(tmp_path: Path, monkeypatch):
-    """Run a text as a module's, with a second for it."""
+    """Run a text as a module's, with so many seconds for it."""
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
-    def run(text: str, **options):
+    def run(text: str, seconds: float = 1.0, **options):
         (tmp_path / "measuring.py").write_text(f"import json, os, sys, time\n{text}\n")
-        return runner.run_module("measuring", ["--a", "b"], 1.0, **options)
+        return runner.run_module("measuring", ["--a", "b"], seconds, **options)
 
     return run
 
@@ -278,6 +280,29 @@ sys.exit(3)  # what comes after the row does not count
     assert row["arguments"] == ["--a", "b"]
     assert not Path(row["TRITON_CACHE_DIR"]).parent.exists()
     assert Path(row["TORCHINDUCTOR_CACHE_DIR"]).parent == Path(row["TRITON_CACHE_DIR"]).parent
+
+
+@pytest.mark.parametrize("end", ["pass", "time.sleep(60)"], ids=["ends", "is stopped"])
+def test_what_a_process_started_ends_with_it(run_script, tmp_path: Path, end: str):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    worker = f"import time; file = open({str(pipe)!r}, 'w'); print(flush=True); time.sleep(60)"
+    run_script(
+        f"""
+import subprocess
+worker = subprocess.Popen([sys.executable, "-c", {worker!r}], stdout=subprocess.PIPE)
+worker.stdout.readline()
+open(sys.argv[1], "w").write("{{}}")
+{end}
+""",
+        seconds=4.0,
+    )
+    try:
+        assert select.select([reader], [], [], 20.0)[0], "the worker still holds the pipe"
+        assert os.read(reader, 1) == b""
+    finally:
+        os.close(reader)
 
 
 def test_a_measurement_that_raises_is_one_line(tmp_path: Path):
