@@ -8,9 +8,9 @@ With A_h the map of query head h before the difference, O_s = A_s - lam A_g, and
     dQ_h = dS_h K / sqrt(d);  dK = sum_h dS_h^T Q_h / sqrt(d)
 
 A_s is O_s + lam A_g, so the noise maps and the output are all that is kept of the forward pass.
-Programs of `_keys_kernel` hold a block of keys and go through the queries of every head that meets
-them; those of `_queries_kernel` hold a block of queries. Nothing is summed in an order that is not
-fixed: two runs give the same bits.
+Programs of `_attention_keys_kernel` hold a block of keys and go through the queries of every head
+that meets them; those of `_attention_queries_kernel` hold a block of queries. Nothing is summed in
+an order that is not fixed: two runs give the same bits.
 """
 
 import torch
@@ -31,7 +31,7 @@ from titan_motif.kernels.documents import Documents
 
 
 @triton.jit
-def _prepare_kernel(
+def _attention_prepare_kernel(
     dout_ptr,  # (batch, seq, signal heads, WIDTH)
     out_ptr,  # like dout
     noise_ptr,  # (batch, seq, groups, WIDTH)
@@ -137,7 +137,7 @@ def _meet_queries(
 
 
 @triton.jit
-def _keys_kernel(
+def _attention_keys_kernel(
     q_desc,  # (batch * seq, heads * HEAD_DIM)
     k_desc,  # (batch * seq, 2 * pairs * HEAD_DIM)
     v_desc,  # (batch * seq, pairs * 2 * HEAD_DIM)
@@ -280,7 +280,7 @@ def _meet_keys(
 
 
 @triton.jit
-def _queries_kernel(
+def _attention_queries_kernel(
     q_desc,  # (batch * seq, heads * HEAD_DIM)
     k_desc,  # (batch * seq, 2 * pairs * HEAD_DIM)
     v_desc,  # (batch * seq, pairs * 2 * HEAD_DIM)
@@ -350,11 +350,11 @@ def _queries_kernel(
 
 
 _PREPARED_ROWS = 16
-"""Rows of a program of `_prepare_kernel`."""
+"""Rows of a program of `_attention_prepare_kernel`."""
 
 
 def keys_tiles(x: Tensor, writes_dk: bool) -> Tiles:
-    """Return the tiles of `_keys_kernel`: 128 keys, or two warp groups would repeat each other."""
+    """Return the keys' kernel's tiles: 128 keys, or two warp groups would repeat each other."""
     if not is_hopper(x):
         return Tiles(rows=32, columns=64, num_warps=8 if x.shape[-1] > 64 else 4, num_stages=2)
     # Without dK there is shared memory for a third stage: 2.07 ms for 2.25 at batch 4 x 4096.
@@ -362,7 +362,7 @@ def keys_tiles(x: Tensor, writes_dk: bool) -> Tiles:
 
 
 def queries_tiles(x: Tensor) -> Tiles:
-    """Return the tiles of `_queries_kernel`."""
+    """Return the queries' kernel's tiles."""
     if not is_hopper(x):
         return Tiles(rows=64, columns=32, num_warps=8 if x.shape[-1] > 64 else 4, num_stages=2)
     return Tiles(rows=128, columns=64, num_warps=8, num_stages=2)
@@ -402,7 +402,7 @@ def _prepare(
     blocks = triton.cdiv(shape.seq, _PREPARED_ROWS)
     dnoise, delta = torch.empty_like(noise), torch.empty_like(logsumexp)
     dlam = logsumexp.new_empty(shape.batch * blocks * shape.num_groups)
-    _prepare_kernel[(len(dlam),)](
+    _attention_prepare_kernel[(len(dlam),)](
         dout,
         out,
         noise,
@@ -435,7 +435,7 @@ def _launch_queries(
     dq = torch.empty_like(q)
     for is_noise, dmap in enumerate(maps):
         heads = shape.num_groups if is_noise else shape.num_signal_heads
-        _queries_kernel[(shape.batch * heads * blocks,)](
+        _attention_queries_kernel[(shape.batch * heads * blocks,)](
             descriptor(q, tiles.rows, dim),
             descriptor(k, tiles.columns, dim),
             descriptor(v, tiles.columns, 2 * dim),
@@ -475,7 +475,9 @@ def _launch_keys(
     passes = ((True, False), (False, True)) if are_keys_split(dim) else ((True, True),)
     for writes_dk, writes_dv in passes:
         tiles = keys_tiles(q, writes_dk)
-        _keys_kernel[(shape.batch * shape.num_pairs * triton.cdiv(shape.seq, tiles.columns),)](
+        _attention_keys_kernel[
+            (shape.batch * shape.num_pairs * triton.cdiv(shape.seq, tiles.columns),)
+        ](
             descriptor(q, tiles.rows, dim),
             descriptor(k, tiles.columns, dim),
             descriptor(v, tiles.columns, 2 * dim),

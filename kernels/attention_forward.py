@@ -183,7 +183,7 @@ def _attend(
 
 
 @triton.jit
-def _forward_kernel(
+def _attention_forward_kernel(
     q_desc,  # (batch * seq, heads * HEAD_DIM)
     k_desc,  # (batch * seq, 2 * pairs * HEAD_DIM)
     v_desc,  # (batch * seq, pairs * 2 * HEAD_DIM)
@@ -345,7 +345,7 @@ def launch_forward(
     )
     with torch.cuda.device_of(q):
         for is_noise, heads in ((True, shape.num_groups), (False, shape.num_signal_heads)):
-            _forward_kernel[(batch * heads * blocks,)](
+            _attention_forward_kernel[(batch * heads * blocks,)](
                 *arguments,
                 RATIO=ratio,
                 IS_NOISE=is_noise,

@@ -17,7 +17,7 @@ _BLOCK = 8192
 
 
 @triton.jit
-def _kernel(
+def _cast_scaled_kernel(
     x_ptr,  # (batch, size)
     scales_ptr,  # (batch,) float32
     out_ptr,  # like x
@@ -42,7 +42,7 @@ def _cast_scaled(x: Tensor, scales: Tensor | None, dtype: torch.dtype) -> Tensor
         return out
     size = x.shape[-2] * x.shape[-1]
     with torch.cuda.device_of(x):
-        _kernel[(triton.cdiv(size, _BLOCK), x.numel() // size)](
+        _cast_scaled_kernel[(triton.cdiv(size, _BLOCK), x.numel() // size)](
             x,
             x if scales is None else scales.contiguous(),
             out,

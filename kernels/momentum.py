@@ -47,7 +47,7 @@ def _momentum_kernel(
 
 
 @triton.jit
-def _update_kernel(
+def _momentum_update_kernel(
     parameter_ptr,  # (size,)
     update_ptr,  # (size,)
     go_ptr,  # ()
@@ -126,7 +126,7 @@ def apply_update(
     _check_contiguous(parameter, update)
     size = parameter.numel()
     with torch.cuda.device_of(parameter):
-        _update_kernel[(triton.cdiv(size, _BLOCK),)](
+        _momentum_update_kernel[(triton.cdiv(size, _BLOCK),)](
             parameter, update, go, size, decay, rate, BLOCK=_BLOCK
         )
 

@@ -71,7 +71,7 @@ def store_sums(sums_ptr, rows, row_mask, s3, s2, s1):
 
 
 @triton.jit
-def _forward_kernel(
+def _poly_norm_forward_kernel(
     x_ptr,  # (num_rows, num_columns)
     up_ptr,  # like x
     weight_ptr,  # (3,)
@@ -122,7 +122,7 @@ def _forward_kernel(
 
 
 @triton.jit
-def _backward_kernel(
+def _poly_norm_backward_kernel(
     dout_ptr,  # (num_rows, num_columns)
     x_ptr,  # like dout
     up_ptr,  # like dout
@@ -239,7 +239,7 @@ def launch_forward(
     x = x.contiguous()
     tiling = forward_tiling(x, up is not None)
     with torch.cuda.device_of(x):
-        _forward_kernel[tiling.grid(x)](
+        _poly_norm_forward_kernel[tiling.grid(x)](
             x,
             x if up is None else up.contiguous(),
             weight.contiguous(),
@@ -279,7 +279,7 @@ def backward(
     grid = tiling.grid(x)
     partials = dparameters.new_empty(*grid, 4)
     with torch.cuda.device_of(x):
-        _backward_kernel[grid](
+        _poly_norm_backward_kernel[grid](
             dout.contiguous(),
             x,
             x if up is None else up.contiguous(),

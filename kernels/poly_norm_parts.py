@@ -25,7 +25,7 @@ from titan_motif.kernels.poly_norm import (
 
 
 @triton.jit
-def _power_sums_kernel(
+def _poly_norm_power_sums_kernel(
     x_ptr,  # (num_rows, num_columns)
     sums_ptr,  # (num_rows, 3) float32
     num_rows,
@@ -46,7 +46,7 @@ def _power_sums_kernel(
 
 
 @triton.jit
-def _power_sums_backward_kernel(
+def _poly_norm_power_sums_backward_kernel(
     dsums_ptr,  # (num_rows, 3) float32
     x_ptr,  # (num_rows, num_columns)
     dx_ptr,  # like x
@@ -87,7 +87,9 @@ def _power_sums(x: Tensor) -> Tensor:
     x = x.contiguous()
     tiling = forward_tiling(x)
     with torch.cuda.device_of(x):
-        _power_sums_kernel[tiling.grid(x)](x, sums, num_rows(x), x.shape[-1], **tiling.options(x))
+        _poly_norm_power_sums_kernel[tiling.grid(x)](
+            x, sums, num_rows(x), x.shape[-1], **tiling.options(x)
+        )
     return sums
 
 
@@ -104,7 +106,7 @@ def _power_sums_backward(dsums: Tensor, x: Tensor) -> Tensor:
     x = x.contiguous()
     tiling = forward_tiling(x)
     with torch.cuda.device_of(x):
-        _power_sums_backward_kernel[tiling.grid(x)](
+        _poly_norm_power_sums_backward_kernel[tiling.grid(x)](
             dsums.contiguous(),
             x,
             dx,

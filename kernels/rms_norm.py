@@ -32,7 +32,7 @@ from titan_motif.kernels.launch import (
 
 
 @triton.jit
-def _forward_kernel(
+def _rms_norm_forward_kernel(
     x_ptr,  # (num_rows, width)
     residual_ptr,  # like x
     weight_ptr,  # (width,)
@@ -62,7 +62,7 @@ def _forward_kernel(
 
 
 @triton.jit
-def _forward_chunks_kernel(
+def _rms_norm_forward_chunks_kernel(
     x_ptr,  # (num_rows, width)
     weight_ptr,  # (width,)
     out_ptr,  # like x
@@ -97,7 +97,7 @@ def _opaque(packed):
 
 
 @triton.jit
-def _backward_kernel(
+def _rms_norm_backward_kernel(
     dout_ptr,  # (num_rows, width)
     dsum_ptr,  # like dout
     x_ptr,  # like dout; the sum, where there was a residual
@@ -228,7 +228,7 @@ def _forward(
     num_warps = _chunk_warps(x) if residual is None else None
     if num_warps is not None:
         with torch.cuda.device_of(x):
-            _forward_chunks_kernel[(num_rows(x),)](
+            _rms_norm_forward_chunks_kernel[(num_rows(x),)](
                 x,
                 weight.contiguous(),
                 out,
@@ -240,7 +240,7 @@ def _forward(
         return out, total
     tiling = _forward_tiling(x)
     with torch.cuda.device_of(x):
-        _forward_kernel[tiling.grid(x)](
+        _rms_norm_forward_kernel[tiling.grid(x)](
             x,
             x if residual is None else residual.contiguous(),
             weight.contiguous(),
@@ -268,7 +268,7 @@ def _backward(
     grid = tiling.grid(x)
     partials = x.new_empty((*grid, x.shape[-1]), dtype=torch.float32)
     with torch.cuda.device_of(x):
-        _backward_kernel[grid](
+        _rms_norm_backward_kernel[grid](
             dout.contiguous(),
             x if dsum is None else dsum.contiguous(),
             x,

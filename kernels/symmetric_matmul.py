@@ -42,7 +42,7 @@ def _lower_tile(index):
 
 
 @triton.jit(do_not_specialize=["num_tiles"])
-def _described_kernel(
+def _symmetric_described_kernel(
     a_desc,  # (batch * m, k), or (batch * k, m) where IS_TALL
     b_desc,  # like a
     addend_desc,  # (batch * m, m)
@@ -92,7 +92,7 @@ def _described_kernel(
 
 
 @triton.jit(do_not_specialize=["num_tiles"])
-def _pointer_kernel(
+def _symmetric_pointer_kernel(
     a_ptr,  # (batch, m, k), strides (m * k, row_stride, inner_stride)
     b_ptr,  # like a
     addend_ptr,  # (batch, m, m), symmetric
@@ -200,7 +200,7 @@ def _launch_described(
         a, b = (_descriptor(t, TILE, DEPTH) for t in (a, b))
     written = _descriptor(out, TILE, TILE)
     read = [_descriptor(t, TILE, TILE) for t in addends]
-    _described_kernel[(num_tiles * (out.numel() // (m * m)),)](
+    _symmetric_described_kernel[(num_tiles * (out.numel() // (m * m)),)](
         a,
         b,
         *(read + [written] * (2 - len(read))),
@@ -224,7 +224,7 @@ def _launch_pointers(
 ) -> None:
     m, k = a.shape[-2:]
     num_tiles = triton.cdiv(m, TILE) * (triton.cdiv(m, TILE) + 1) // 2
-    _pointer_kernel[(num_tiles * (out.numel() // (m * m)),)](
+    _symmetric_pointer_kernel[(num_tiles * (out.numel() // (m * m)),)](
         a,
         b,
         *(addends + [out] * (2 - len(addends))),

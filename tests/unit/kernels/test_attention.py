@@ -381,8 +381,8 @@ def test_differential_attention_of_no_tokens(path, batch: int, seq: int, is_pack
 
 
 def test_differential_attention_kernels_are_launched(device, monkeypatch):
-    launches = [Launches(monkeypatch, forward_module, "_forward_kernel")]
-    names = ("_prepare_kernel", "_queries_kernel", "_keys_kernel")
+    launches = [Launches(monkeypatch, forward_module, "_attention_forward_kernel")]
+    names = ("_attention_prepare_kernel", "_attention_queries_kernel", "_attention_keys_kernel")
     launches += [Launches(monkeypatch, backward_module, name) for name in names]
     case = Case(FP16, 1, 9, 4, 2, 1, 16)
     tensors, dout = inputs(case, device)

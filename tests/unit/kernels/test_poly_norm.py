@@ -161,9 +161,9 @@ def test_parts_of_rows_add_up(device):
 
 
 def test_the_kernels_are_launched(device, monkeypatch):
-    forward = Launches(monkeypatch, poly_norm_module, "_forward_kernel")
-    backward = Launches(monkeypatch, poly_norm_module, "_backward_kernel")
-    sums = Launches(monkeypatch, parts_module, "_power_sums_kernel")
+    forward = Launches(monkeypatch, poly_norm_module, "_poly_norm_forward_kernel")
+    backward = Launches(monkeypatch, poly_norm_module, "_poly_norm_backward_kernel")
+    sums = Launches(monkeypatch, parts_module, "_poly_norm_power_sums_kernel")
     x, up, weight, bias, dout = inputs(3, 64, device=device)
     with_gradients(kernels.poly_norm, (x, weight, bias), [dout])  # "auto"
     assert (forward.count, backward.count) == (1, 1)
@@ -216,7 +216,7 @@ def test_compiling_keeps_the_operator_whole(device):
 
 @pytest.mark.parametrize("kept", [True, False])
 def test_selective_checkpointing_can_name_the_operator(device, monkeypatch, kept: bool):
-    forward = Launches(monkeypatch, poly_norm_module, "_forward_kernel")
+    forward = Launches(monkeypatch, poly_norm_module, "_poly_norm_forward_kernel")
     named = torch.ops.titan_motif.poly_norm_mul.default
 
     def policy(context, operator, *arguments, **keywords):

@@ -149,8 +149,8 @@ def test_the_sum_alone_may_be_used(device):
 
 
 def test_the_kernels_are_launched(device, monkeypatch):
-    forward = Launches(monkeypatch, rms_norm_module, "_forward_kernel")
-    backward = Launches(monkeypatch, rms_norm_module, "_backward_kernel")
+    forward = Launches(monkeypatch, rms_norm_module, "_rms_norm_forward_kernel")
+    backward = Launches(monkeypatch, rms_norm_module, "_rms_norm_backward_kernel")
     x, residual, weight, douts = inputs(3, 64, device=device)
     with_gradients(kernels.rms_norm, (x, weight), douts[:1])  # "auto"
     with_gradients(kernels.add_rms_norm, (x, residual, weight), douts)

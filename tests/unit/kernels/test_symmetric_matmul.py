@@ -96,8 +96,8 @@ def test_the_same_bits_on_each_run(device):
 def test_descriptors_serve_16_bits_that_tiles_divide(device, is_tall: bool, monkeypatch):
     if not IS_INTERPRETED and torch.cuda.get_device_capability() < (9, 0):
         pytest.skip("needs a chip that moves tiles by descriptors")
-    described = Launches(monkeypatch, symmetric_matmul_module, "_described_kernel")
-    pointers = Launches(monkeypatch, symmetric_matmul_module, "_pointer_kernel")
+    described = Launches(monkeypatch, symmetric_matmul_module, "_symmetric_described_kernel")
+    pointers = Launches(monkeypatch, symmetric_matmul_module, "_symmetric_pointer_kernel")
 
     def multiply(*shape: int, dtype=torch.float16) -> tuple[int, int]:
         a = draw(*shape, device=device, dtype=dtype, seed=1)
