@@ -4,6 +4,7 @@ from itertools import product
 from typing import NamedTuple
 
 from titan_motif.components.float8 import FLOAT8
+from titan_motif.config import Float8Linear
 
 AXES: dict[str, tuple[str, ...]] = {
     "modes": ("eager", "compile"),
@@ -26,6 +27,16 @@ class Cell(NamedTuple):
 
     def __str__(self) -> str:
         return "/".join(self)
+
+    def resets(self) -> list[str]:
+        """Return settings that undo a job's for FP8, which one without FP8 must not have."""
+        if self.precision != "bf16":
+            return []
+        unset = {
+            name: ",".join(value) if isinstance(value, list) else str(value)
+            for name, value in vars(Float8Linear()).items()
+        }
+        return [f"--{FLOAT8}.{name}={text}" for name, text in unset.items()]
 
     def overrides(self, emulate: bool) -> list[str]:
         """Return the job's settings that make it; `emulate` rounds as FP8 does on any device."""

@@ -102,7 +102,7 @@ def main(options: Options) -> None:
     for number, cell in enumerate(due, start=1):
         begin = time.perf_counter()
         with console.status(f"{number}/{len(due)} {cell}"):
-            overrides = [*workload.overrides(), *cell.overrides(options.emulate)]
+            overrides = [*workload.overrides(), *cell.resets(), *cell.overrides(options.emulate)]
             row = run_cell(overrides, conditions)
         results.add(str(cell), row)
         seconds = time.perf_counter() - begin

@@ -93,6 +93,36 @@ def test_every_cell_is_a_job_that_loads(axis: str):
         assert (config.activation_checkpoint.mode != "none") == (cell.checkpointing != "none")
 
 
+def test_settings_of_fp8_are_left_to_the_cells_that_have_it(tmp_path: Path):
+    from titan_motif.config import Float8Linear
+    from titan_motif.config_loading import load_config
+
+    file = tmp_path / "job.toml"
+    file.write_text(
+        """
+[model]
+name = "motif2"
+flavor = "debug"
+converters = ["quantize.linear.float8"]
+[quantize.linear.float8]
+recipe_name = "tensorwise"
+enable_fsdp_float8_all_gather = true
+emulate = true
+"""
+    )
+    skipped = "quantize.linear.float8.filter_fqns=k_proj,layers.0."
+    chosen = workload.choose_workload(config=file, more=[skipped])
+    found = {}
+    for precision in ("bf16", "tensorwise"):
+        cell = Cell("compile", "torch", precision, "none", "sdpa")
+        chosen.check_more(cell.overrides(emulate=True))
+        settings = [*chosen.overrides(), *cell.resets(), *cell.overrides(emulate=True)]
+        found[precision] = load_config(settings, 1, runs_here=False).quantize.linear.float8
+    assert found["bf16"] == Float8Linear()
+    assert found["tensorwise"].filter_fqns == ["k_proj", "layers.0."]
+    assert found["tensorwise"].enable_fsdp_float8_all_gather
+
+
 def test_a_workload_fits_the_machine(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     large = workload.choose_workload()
