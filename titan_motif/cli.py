@@ -36,6 +36,7 @@ COMMANDS = {
         "titan_motif.bench.newton_schulz",
         "orthogonalising matrices beside torch.optim.Muon and Dion",
     ),
+    "bench block": ("titan_motif.bench.block", "what a block's time goes into, plain and in FP8"),
     "bench train": ("titan_motif.bench.train", "whole steps beside torchtitan's Llama-3"),
     "study compile": ("titan_motif.study.compile", "compiling, kernels, FP8, recomputation"),
 }

@@ -69,8 +69,6 @@ class Options:
     """Tokens of a GPU in a step that is composed: 16M over 400 GPUs."""
     ranks: int = 8
     """GPUs that share the optimizer's work in a step that is composed."""
-    block: bool = False
-    """Also measure forward and backward pass of one block of ours, in bf16 and in FP8."""
     json: Path | None = None
     """Write all figures to this file."""
 
@@ -92,8 +90,6 @@ def main(options: Options) -> None:
         add(name, run_cell, overrides, conditions, contender.model)
     if any(CONTENDERS[name].is_composed for name in _cells(rows)):
         add(OPTIMIZERS, _run_optimizers, workload, options)
-    for precision in ("bf16", "fp8") if options.block else ():
-        add(f"block-{precision}", _run_block, workload, precision, options)
     _print(rows, _composed(rows, options), options.ranks)
     if not _cells(rows):
         raise ValueError("no cell ran")
@@ -170,14 +166,6 @@ def _run_optimizers(workload: Workload, options: Options) -> Row:
     return run_module("titan_motif.bench.composition", arguments, options.timeout)
 
 
-def _run_block(workload: Workload, precision: str, options: Options) -> Row:
-    arguments = ["--flavor", workload.flavor, "--batch", str(workload.batch)]
-    arguments += ["--seq-len", str(workload.seq_len)]
-    if precision == "fp8":
-        arguments += ["--recipe", options.recipe, *(["--emulate"] if options.emulate else [])]
-    return run_module("titan_motif.bench.block", arguments, options.timeout)
-
-
 def _print(rows: dict[str, Row], composed: dict[str, Composition], ranks: int) -> None:
     for name, row in rows.items():
         if "error" in row:
@@ -195,13 +183,6 @@ def _print(rows: dict[str, Row], composed: dict[str, Composition], ranks: int) -
     for name, one in composed.items():
         optimizer = "Muon" if CONTENDERS[name].is_composed else "AdamW"
         print(f"{name}, composed for one of {ranks} ranks ({optimizer}): {one}")
-    blocks = [rows.get(f"block-{precision}", {}) for precision in ("bf16", "fp8")]
-    if all("block_ms" in block for block in blocks):
-        bf16, fp8 = (block["block_ms"] for block in blocks)
-        print(
-            f"one block, forward and backward: {bf16:.2f} ms, in FP8 {fp8:.2f} ms: "
-            f"{bf16 / fp8:.2f}x as fast"
-        )
 
 
 def _table(rows: dict[str, Row], composed: dict[str, Composition]) -> Table:
