@@ -44,7 +44,9 @@ class ValidationSequences:
         self.folders, self.seq_len, self.documents = folders, seq_len, documents
         # The last label of a sequence is the first input of the next one.
         self.files = [TokenFile(folder, at_least=seq_len + 1) for folder in folders]
-        self.ends = np.cumsum([(len(file) - 1) // seq_len for file in self.files])
+        self.ends = np.cumsum(
+            [(len(file) - (not file.is_packed)) // seq_len for file in self.files]
+        )
         self.num_sequences = int(self.ends[-1])
         self.local_batch_size, self.dp_rank, self.dp_world_size = (
             local_batch_size,
@@ -74,14 +76,20 @@ class ValidationSequences:
             rows = [self._row(n) for n in range(first, first + self.local_batch_size)]
             yield collate(rows, self.documents)
 
-    def _row(self, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _row(self, n: int) -> tuple[torch.Tensor, ...]:
         if n >= self.num_sequences:
             nothing = torch.zeros(self.seq_len, dtype=torch.int64)
-            return nothing, torch.full_like(nothing, IGNORE_INDEX)
-        file = int(np.searchsorted(self.ends, n, side="right"))
-        begin = (n - (int(self.ends[file - 1]) if file else 0)) * self.seq_len
-        window = self.files[file].tokens[begin : begin + self.seq_len + 1].astype(np.int64)
-        return torch.from_numpy(window[:-1]), torch.from_numpy(window[1:])
+            documents = [nothing] if self.files[0].is_packed else []
+            return nothing, torch.full_like(nothing, IGNORE_INDEX), *documents
+        number = int(np.searchsorted(self.ends, n, side="right"))
+        begin = (n - (int(self.ends[number - 1]) if number else 0)) * self.seq_len
+        file, end = self.files[number], begin + self.seq_len
+        if file.is_packed:
+            documents = file.documents_at(begin, self.seq_len)
+            rows = file.tokens[begin:end], file.labels[begin:end], documents
+        else:
+            rows = file.tokens[begin:end], file.tokens[begin + 1 : end + 1]
+        return tuple(torch.from_numpy(row.astype(np.int64)) for row in rows)
 
 
 class SplitValidator(BaseValidator):

@@ -35,29 +35,31 @@ class LoaderError(RuntimeError):
 
 
 class DocumentInputs(NamedTuple):
-    """What the model is told of documents besides the tokens."""
+    """What the model is told of documents besides the tokens.
+
+    Packed samples are told apart by their source; elsewhere the separator ends a document.
+    """
 
     separator: int
     """The token that a document ends with."""
     restart_positions: bool
     """Whether positions count from the beginning of each document."""
 
-    def of(self, tokens: Tensor) -> dict[str, Tensor]:
-        """Return the inputs that go with tokens (batch, seq)."""
-        is_separator = (tokens == self.separator).int()
-        ids = is_separator.cumsum(1) - is_separator
+    def of(self, tokens: Tensor, ids: Tensor | None = None) -> dict[str, Tensor]:
+        """Return the inputs that go with tokens (batch, seq), whose documents may be known."""
+        if ids is None:
+            is_separator = (tokens == self.separator).int()
+            ids = is_separator.cumsum(1) - is_separator
         if not self.restart_positions:
             return {"document_ids": ids}
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         return {"document_ids": ids, "positions": positions - documents_of(ids).first}
 
 
-def collate(
-    rows: Iterable[tuple[Tensor, Tensor]], documents: DocumentInputs | None = None
-) -> Batch:
-    """Return a micro-batch of (tokens, labels) rows."""
-    inputs, labels = map(torch.stack, zip(*rows, strict=True))
-    more = {} if documents is None else documents.of(inputs)
+def collate(rows: Iterable[Sequence[Tensor]], documents: DocumentInputs | None = None) -> Batch:
+    """Return a micro-batch of rows: tokens, labels, and of packed samples the documents."""
+    inputs, labels, *ids = map(torch.stack, zip(*rows, strict=True))
+    more = {} if documents is None else documents.of(inputs, *ids)
     return {"input": inputs, **more}, labels
 
 
@@ -90,8 +92,8 @@ class SequenceReader:
             number, int(block.sources[place]), int(block.cursors[place]), int(block.lengths[place])
         )
 
-    def read(self, number: int) -> tuple[np.ndarray, np.ndarray]:  # (seq_len,) int64 each
-        """Return a sequence's tokens and labels."""
+    def read(self, number: int) -> np.ndarray:  # (2 or 3, seq_len) int64
+        """Return a sequence's tokens, labels, and of packed samples the documents."""
         found = self.find(number)
         return self.streams[found.source].read(found.cursor, found.seq_len)
 
@@ -135,7 +137,9 @@ class Share:
 
 
 class _MicroBatches(Dataset):
-    """One rank's micro-batches from a step on, by their number: (inputs and labels, batch, seq).
+    """One rank's micro-batches from a step on, by their number: (2 or 3, batch, seq).
+
+    The rows of TokenStream.read: tokens, labels, and of packed samples the documents.
 
     Arrays of 32 bits, which workers send through a pipe: four rows of 4096 arrive at 43 million
     tokens/s, as tensors in shared memory, with its files and page faults, at 6 to 10 (2 cores).
@@ -165,7 +169,8 @@ class _MicroBatches(Dataset):
         step, micro_batch = self.place(k)
         end = step.first_sequence + step.num_sequences
         numbers = self.share.numbers(step, micro_batch)
-        batch = np.empty((2, len(numbers), step.seq_len), dtype=np.int32)
+        num_rows = self.reader.streams[0].num_rows
+        batch = np.empty((num_rows, len(numbers), step.seq_len), dtype=np.int32)
         for row, number in enumerate(numbers):
             batch[:, row] = self.reader.read(min(number, end - 1))
             if number >= end:
@@ -201,6 +206,16 @@ class CurriculumLoader(BaseDataLoader):
         workers: dict[str, Any] | None = None,
         pins: bool = False,
     ) -> None:
+        packed = [stream.name for stream in streams if stream.file.is_packed]
+        if packed and len(packed) < len(streams):
+            other = next(stream.name for stream in streams if not stream.file.is_packed)
+            raise ValueError(
+                f"{packed[0]} holds packed samples, and {other} does not; a run reads one or other"
+            )
+        if packed and documents is None:
+            raise ValueError(
+                f"{packed[0]} holds packed samples; they need training.mask_documents = true"
+            )
         self.pins = pins
         self.plan, self.sources, self.streams, self.seed = plan, sources, streams, seed
         self.share, self.documents, self.workers = share, documents, workers or {}
@@ -233,8 +248,8 @@ class CurriculumLoader(BaseDataLoader):
             if batch is None:
                 return
             tokens = torch.from_numpy(batch).long()
-            inputs, labels = tokens.pin_memory() if self.pins else tokens
-            more = {} if self.documents is None else self.documents.of(inputs)
+            inputs, labels, *ids = tokens.pin_memory() if self.pins else tokens
+            more = {} if self.documents is None else self.documents.of(inputs, *ids)
             # Counted when handed out: what workers have read ahead is not consumed.
             self._micro_batch += 1
             if self._micro_batch == self.share.micro_batches(self.plan.step(self.next_step)):

@@ -1,8 +1,9 @@
 """Prepared tokens on disk, and the endless stream that a run reads of them.
 
 A split is a folder with `tokens.npy`, 1-D integers, documents one after the other, and where the
-data were prepared `document_offsets.npy`, where each begins and the last ends. Both are mapped into
-memory: what is read is the operating system's to keep or to drop.
+data were prepared `document_offsets.npy`, where each begins and the last ends. One that is packed
+for fine-tuning has `labels.npy` too: what each position is to predict, which is not always the next
+token. All are mapped into memory: what is read is the operating system's to keep or to drop.
 """
 
 import hashlib
@@ -18,8 +19,10 @@ from titan_motif.components.curriculum.mixing import mix
 class TokenFile:
     """A split's tokens.
 
+    Args:
+        at_least: tokens that are read at once, labels included
     Raises: ValueError if the folder has no tokens.npy, if that is no row of integers, if it holds
-            fewer than `at_least` tokens, or if the offsets do not belong to it
+            too few tokens, or if the offsets or the labels do not belong to it
     """
 
     def __init__(self, folder: str | Path, at_least: int = 1) -> None:
@@ -32,6 +35,9 @@ class TokenFile:
                 f"{path}: {self.tokens.ndim}-D of {self.tokens.dtype}; a 1-D array of integers is "
                 "needed"
             )
+        labels = path.with_name("labels.npy")
+        self.labels = _load(labels) if labels.is_file() else None
+        at_least -= self.labels is not None  # the last position's label is not the next token
         if len(self.tokens) < at_least:
             raise ValueError(
                 f"{path}: {len(self.tokens)} tokens; at least {at_least} are needed here"
@@ -46,6 +52,22 @@ class TokenFile:
             or self.offsets[-1] != len(self.tokens)
         ):
             raise ValueError(f"{offsets}: not the documents of {path} ({len(self.tokens)} tokens)")
+        if self.labels is not None and (
+            self.labels.shape != self.tokens.shape or self.labels.dtype != np.int32
+        ):
+            raise ValueError(f"{labels}: not the labels of {path} ({len(self.tokens)} tokens)")
+        if self.labels is not None and self.offsets is None:
+            raise ValueError(f"{offsets}: no such file; packed samples need it")
+
+    @property
+    def is_packed(self) -> bool:
+        """Return whether whole samples are packed into sequences, each position with its label."""
+        return self.labels is not None
+
+    def documents_at(self, begin: int, num_tokens: int) -> np.ndarray:  # (num_tokens,) int64
+        """Return the number of the document that each token from a place on belongs to."""
+        assert self.offsets is not None
+        return np.searchsorted(self.offsets, np.arange(begin, begin + num_tokens), "right") - 1
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -91,7 +113,7 @@ class TokenStream:
     the file's beginning, now at its end. The order is a permutation that is computed, not stored:
     memory does not grow with the file.
 
-    Raises: ValueError if the file holds no cell
+    Raises: ValueError if the file holds no cell, or if it is packed for another length
     """
 
     def __init__(self, file: TokenFile, name: str, seed: int, cell_tokens: int) -> None:
@@ -102,26 +124,39 @@ class TokenStream:
             raise ValueError(
                 f"{file.path}: {len(file)} tokens; the longest sequence needs {cell_tokens}"
             )
+        if file.is_packed and self.epoch_tokens < len(file):
+            raise ValueError(
+                f"{file.path}: {len(file)} tokens, packed for another length than {cell_tokens}"
+            )
         self._key = (seed << 32) ^ zlib.crc32(name.encode())
 
-    def read(self, position: int, num_tokens: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the tokens from a position of the stream on, and for each the one after it.
+    @property
+    def num_rows(self) -> int:
+        """Rows of what is read: tokens, labels, and of packed samples the documents."""
+        return 3 if self.file.is_packed else 2
 
-        That is the next one of the file; after its last comes its first.
+    def read(self, position: int, num_tokens: int) -> np.ndarray:  # (num_rows, num_tokens) int64
+        """Return the tokens from a position of the stream on, and for each its label.
 
-        Shapes: (num_tokens,) int64 each
+        That is the next one of the file; after its last comes its first. Packed samples have labels
+        of their own, and the third row says which token belongs to which.
         """
         tokens = self.file.tokens
-        inputs, labels = np.empty((2, num_tokens), dtype=np.int64)
+        rows = np.empty((self.num_rows, num_tokens), dtype=np.int64)
         done = 0
         for _, begin, length in self._pieces(position, num_tokens):
-            inputs[done : done + length] = tokens[begin : begin + length]
-            after = tokens[begin + 1 : begin + length + 1]
-            labels[done : done + len(after)] = after
-            if len(after) < length:
-                labels[done + length - 1] = tokens[0]
+            into = rows[:, done : done + length]
+            into[0] = tokens[begin : begin + length]
+            if self.file.is_packed:
+                into[1] = self.file.labels[begin : begin + length]
+                into[2] = self.file.documents_at(begin, length)
+            else:
+                after = tokens[begin + 1 : begin + length + 1]
+                into[1, : len(after)] = after
+                if len(after) < length:
+                    into[1, -1] = tokens[0]
             done += length
-        return inputs, labels
+        return rows
 
     def documents(self, position: int, num_tokens: int) -> list[DocumentPiece]:
         """Return what documents the tokens from a position on belong to."""
