@@ -82,6 +82,7 @@ def build_schedule(
     total_steps: int | None = None,
     warmup_steps: int = 0,
     warmup_tokens: int = -1,
+    warmup_ratio: float | None = None,
     decay_ratio: float | None = None,
     decay_tokens: int = -1,
     decay_type: DecayType = "linear",
@@ -96,6 +97,8 @@ def build_schedule(
     """
     steps = training_steps if total_steps is None else total_steps
     total = tokens_at(steps)
+    if warmup_ratio is not None:
+        warmup_steps = round(steps * warmup_ratio)
     warmup = tokens_at(warmup_steps) if warmup_tokens == -1 else warmup_tokens
     if warmup > total:
         logger.warning(f"the warm-up of {warmup:,} tokens is cut to the schedule's {total:,}")

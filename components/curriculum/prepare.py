@@ -91,11 +91,11 @@ def prepare_source(options: PrepareOptions, unit_bytes: int = UNIT_BYTES) -> dic
     tokenizer = load_tokenizer(options.tokenizer)
     inputs = find_inputs(options.inputs, options.format)
     description = _describe(options, inputs, tokenizer)
-    _ready_manifest(output, description, inputs)
+    ready_manifest(output, description, inputs)
     units = plan_units(inputs, options.text_field, options.licence_field, unit_bytes)
     work = output.with_name(f"{output.name}.preparing")
     with locked(work):
-        manifest = _ready_manifest(output, description, inputs)
+        manifest = ready_manifest(output, description, inputs)
         if manifest is not None:
             _say(f"{output} is there already, of the same inputs and options")
             shutil.rmtree(work)
@@ -114,7 +114,7 @@ def prepare_source(options: PrepareOptions, unit_bytes: int = UNIT_BYTES) -> dic
         for one in inputs:
             if not is_unchanged(one):
                 raise ValueError(f"{one.path}: changed while it was read; start again")
-        description["inputs"] = _hash_inputs(inputs)
+        description["inputs"] = hash_inputs(inputs)
         manifest = _write(work, results, options, description, tokenizer)
         os.rename(work / "new", output)
         shutil.rmtree(work)
@@ -156,7 +156,7 @@ def _describe(
     }
 
 
-def _hash_inputs(inputs: Sequence[Input]) -> list[dict[str, Any]]:
+def hash_inputs(inputs: Sequence[Input]) -> list[dict[str, Any]]:
     """Return path, size and SHA-256 of every input; of a folder, of its files' hashes."""
     described = []
     total = sum(one.num_bytes for one in inputs)
@@ -173,7 +173,7 @@ def _hash_inputs(inputs: Sequence[Input]) -> list[dict[str, Any]]:
     return described
 
 
-def _ready_manifest(
+def ready_manifest(
     output: Path, description: dict[str, Any], inputs: Sequence[Input]
 ) -> dict[str, Any] | None:
     """Return the output's manifest if it is the source described, None if nothing is there yet.
@@ -186,7 +186,7 @@ def _ready_manifest(
         raise ValueError(f"{output}: holds something else, which is not replaced; name another")
     manifest = load_manifest(output)
     differing = [name for name, value in description.items() if manifest.get(name) != value]
-    if not differing and manifest["inputs"] != _hash_inputs(inputs):
+    if not differing and manifest["inputs"] != hash_inputs(inputs):
         differing = ["inputs"]
     if differing:
         raise ValueError(

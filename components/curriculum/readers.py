@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from titan_motif.components.curriculum import tables
 from titan_motif.components.curriculum.units import (
@@ -112,6 +112,23 @@ def read_unit(unit: Unit, text_field: str, licence_field: str) -> Iterator[Docum
     return tables.read_rows(unit, text_field, licence_field)
 
 
+def read_rows(one: Input) -> Iterator[tuple[int, dict[str, Any]] | BadLine]:
+    """Yield the rows of a file whole, each with its number from 1, and lines that hold none.
+
+    Raises: ValueError if the file as a whole is broken, or if its format has no rows
+    """
+    if one.format == "text":
+        raise ValueError(f"{one.path}: plain text has no rows; JSONL or a table is needed")
+    if one.format != "jsonl":
+        yield from tables.read_whole_rows(one.format, Path(one.path))
+        return
+    for number, line in enumerate(_lines(Unit("jsonl", (one.path,), 0, one.num_bytes, 0)), 1):
+        if line.strip():
+            row = _parse_row(line)
+            is_bad = isinstance(row, str)
+            yield BadLine(one.path, number, row, _excerpt(line)) if is_bad else (number, row)
+
+
 def _expand(name: str, format_: str) -> Iterator[Input]:
     path = Path(name)
     if path.is_dir():
@@ -204,9 +221,12 @@ def _read_lines(unit: Unit, text_field: str, licence_field: str) -> Iterator[Doc
             continue
         found = _parse(line, text_field, licence_field)
         if isinstance(found, str):
-            excerpt = line[:800].decode(errors="replace")[:200].rstrip("\r\n")
-            found = BadLine(path, lines_before() + number, found, excerpt)
+            found = BadLine(path, lines_before() + number, found, _excerpt(line))
         yield found
+
+
+def _excerpt(line: bytes) -> str:
+    return line[:800].decode(errors="replace")[:200].rstrip("\r\n")
 
 
 def _lines(unit: Unit) -> Iterator[bytes]:
@@ -241,6 +261,17 @@ def _count_lines(path: str, num_bytes: int) -> int:
 
 def _parse(line: bytes, text_field: str, licence_field: str) -> Document | str:
     """Return the document of a line, or why it has none."""
+    row = _parse_row(line)
+    if isinstance(row, str):
+        return row
+    if text_field not in row:
+        return field_problem(list(row), text_field)
+    text = row[text_field]
+    return text_problem(text, text_field) or Document(text, licence_of(row.get(licence_field)))
+
+
+def _parse_row(line: bytes) -> dict[str, Any] | str:
+    """Return the object of a line, or why it has none."""
     try:
         row = json.loads(line.rstrip(b"\r\n").decode())
     except UnicodeDecodeError as error:
@@ -251,10 +282,7 @@ def _parse(line: bytes, text_field: str, licence_field: str) -> Document | str:
         return f"broken JSON ({error})"
     if not isinstance(row, dict):
         return f"not an object, but {type(row).__name__}"
-    if text_field not in row:
-        return field_problem(list(row), text_field)
-    text = row[text_field]
-    return text_problem(text, text_field) or Document(text, licence_of(row.get(licence_field)))
+    return row
 
 
 def _read_texts(unit: Unit) -> Iterator[Document | BadLine]:

@@ -97,6 +97,36 @@ def read_rows(unit: Unit, text_field: str, licence_field: str) -> Iterator[Docum
         raise _broken(path, f"a file of {unit.format}", error) from None
 
 
+def read_whole_rows(format_: str, path: Path) -> Iterator[tuple[int, dict[str, Any]] | BadLine]:
+    """Yield all rows of a table with all their fields, numbered from 1.
+
+    What a row does not have is not told from null in a table: such fields are left out.
+    """
+    plan = {"parquet": plan_parquet, "arrow": plan_arrow, "huggingface": plan_dataset}[format_]
+    batches = {"parquet": _parquet_batches, "arrow": _arrow_batches, "huggingface": _dataset_rows}
+    number = 0
+    try:
+        for unit in plan(path, (), 1 << 62):
+            for batch in batches[format_](Path(unit.files[0]), unit, None):
+                try:
+                    rows = batch.to_pylist()
+                except UnicodeDecodeError as error:
+                    reason = f"not UTF-8 ({error.reason}), in one of {batch.num_rows} rows"
+                    yield BadLine(str(path), number + 1, reason, "")
+                    rows = []
+                for offset, row in enumerate(rows, start=1):
+                    yield number + offset, _without_null(row)
+                number += batch.num_rows
+    except (pa.ArrowException, OSError) as error:
+        raise _broken(path, f"a file of {format_}", error) from None
+
+
+def _without_null(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_null(inner) for name, inner in value.items() if inner is not None}
+    return [_without_null(inner) for inner in value] if isinstance(value, list) else value
+
+
 def _document(
     value: pa.Scalar, licence: Any, file: str, row: int, text_field: str
 ) -> Document | BadLine:
@@ -112,24 +142,25 @@ def _document(
     return Document(text, licence_of(licence))
 
 
-def _parquet_batches(path: Path, unit: Unit, columns: list[str]) -> Iterator[pa.RecordBatch]:
+def _parquet_batches(path: Path, unit: Unit, columns: list[str] | None) -> Iterator[pa.RecordBatch]:
     with _open_parquet(path) as file:
         groups = list(range(unit.begin, unit.end))
         yield from file.iter_batches(BATCH_ROWS, row_groups=groups, columns=columns)
 
 
-def _arrow_batches(path: Path, unit: Unit, columns: list[str]) -> Iterator[pa.RecordBatch]:
+def _arrow_batches(path: Path, unit: Unit, columns: list[str] | None) -> Iterator[pa.RecordBatch]:
     with pa.memory_map(str(path)) as source:
         _, batches = _open_arrow(source, path)
         for index, batch in enumerate(batches):
             if index >= unit.end:
                 return
             if index >= unit.begin:
-                yield batch.select(columns)
+                yield batch if columns is None else batch.select(columns)
 
 
-def _dataset_rows(folder: Path, unit: Unit, columns: list[str]) -> Iterator[pa.Table]:
-    dataset = _load_dataset(str(folder)).select_columns(columns).with_format("arrow")
+def _dataset_rows(folder: Path, unit: Unit, columns: list[str] | None) -> Iterator[pa.Table]:
+    dataset = _load_dataset(str(folder))
+    dataset = (dataset if columns is None else dataset.select_columns(columns)).with_format("arrow")
     for begin in range(unit.begin, unit.end, BATCH_ROWS):
         yield dataset[begin : min(begin + BATCH_ROWS, unit.end)]
 
@@ -182,6 +213,8 @@ def _cut(format_: str, path: Path, sizes: list[tuple[int, int]], unit_bytes: int
 
 def _check_fields(schema: pa.Schema, path: Path, fields: tuple[str, ...]) -> None:
     """Raise ValueError unless a table has the fields, the first of them text."""
+    if not fields:
+        return
     for name in fields:
         if name not in schema.names:
             raise ValueError(f"{path}: {field_problem(schema.names, name)}")

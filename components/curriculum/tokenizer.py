@@ -21,15 +21,36 @@ SPECIAL_TOKENS = (
 """The end of a document, padding, and what the chat template needs."""
 
 CHAT_TEMPLATE = (
+    "{% if tools %}"
+    "{{ '<|system|>\\nTools:' }}"
+    "{% for tool in tools %}{{ '\\n' + tool | tojson }}{% endfor %}"
+    "{{ '<|end|>\\n' }}"
+    "{% endif %}"
     "{% for message in messages %}"
     "{% if message['role'] not in ('system', 'user', 'assistant', 'tool') %}"
     "{{ raise_exception('no role ' + message['role'] + '; system, user, assistant or tool') }}"
     "{% endif %}"
-    "{{ '<|' + message['role'] + '|>\\n' + message['content'] + '<|end|>\\n' }}"
+    "{{ '<|' + message['role'] + '|>\\n' }}"
+    "{% if message['role'] == 'assistant' %}"
+    "{% generation %}"
+    "{% if message['reasoning_content'] %}"
+    "{{ '<think>\\n' + message['reasoning_content'] + '\\n</think>\\n' }}"
+    "{% endif %}"
+    "{{ message['content'] or '' }}"
+    "{% for call in message['tool_calls'] or () %}"
+    "{{ '<tool_call>' + call['function'] | tojson + '</tool_call>' }}"
+    "{% endfor %}"
+    "{{ '<|end|>' }}"
+    "{% endgeneration %}"
+    "{% else %}"
+    "{{ message['content'] + '<|end|>' }}"
+    "{% endif %}"
+    "{{ '\\n' }}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
 )
-"""ChatML's form, with one token for a role's beginning in place of its name in letters."""
+"""ChatML's form, with one token for a role's beginning in place of its name in letters. What the
+assistant writes, the end of its turn included, stands in `generation`: that is what is learnt."""
 
 MIN_VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)
 

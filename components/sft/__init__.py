@@ -1,0 +1,1 @@
+"""Conversations for fine-tuning: what they are, how they become tokens, how they are packed."""

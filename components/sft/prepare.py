@@ -1,0 +1,349 @@
+"""From files of conversations to a source of packed sequences that a run reads.
+
+SOURCE/manifest.json                how it was made, what it holds, a hash of every file
+SOURCE/train/tokens.npy             sequences of `seq_len` tokens, one after the other
+SOURCE/train/labels.npy             what each position is to predict; -100 where nothing
+SOURCE/train/document_offsets.npy   where each sample begins; filling is a document of its own
+SOURCE/validation/                  the same for the samples held out
+SOURCE/bad_lines.jsonl              samples that were left out, each with the reason
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+import tokenizers
+from torchtitan.components.loss import IGNORE_INDEX
+
+from titan_motif.components.curriculum.assemble import SPLITS
+from titan_motif.components.curriculum.manifest import tokenizer_sha256, write_manifest
+from titan_motif.components.curriculum.packing import best_fit
+from titan_motif.components.curriculum.prepare import (
+    BAD_LINES,
+    MAX_VALIDATION_SHARE,
+    NUM_TOLD,
+    hash_inputs,
+    ready_manifest,
+)
+from titan_motif.components.curriculum.readers import Input, find_inputs, read_rows
+from titan_motif.components.curriculum.tokenizer import DocumentTokenizer, load_tokenizer
+from titan_motif.components.curriculum.units import BadLine
+from titan_motif.components.curriculum.work_folder import locked
+from titan_motif.components.progress import byte_progress
+from titan_motif.components.sft.conversations import (
+    Conversation,
+    read_conversation,
+    special_token_in,
+)
+from titan_motif.components.sft.template import ChatTemplate, Sample, load_template
+
+_BATCH = 256
+"""Conversations that are tokenised at once, on all cores."""
+_LEARNT = np.uint32(1 << 31)
+"""Set in a spooled token that the assistant wrote."""
+
+
+@dataclass(frozen=True)
+class ChatOptions:
+    """How conversations become sequences."""
+
+    seq_len: int
+    """Tokens of a sequence."""
+    reasoning: Literal["keep", "drop"] = "keep"
+    """What becomes of the assistant's reasoning."""
+    too_long: Literal["drop", "cut"] = "drop"
+    """What becomes of a sample that is longer than a sequence."""
+    bad_samples: Literal["refuse", "drop"] = "refuse"
+    """What becomes of a row that holds no conversation: nothing is made, or it is left out."""
+    special_tokens: Literal["refuse", "allow"] = "refuse"
+    """Whether a text that holds a special token makes a sample a bad one."""
+    validation_share: float = 0.02
+    """Share of the samples that is held out, by a hash of each; up to 0.5."""
+    field: str = "messages"
+    """Of a row, with the messages."""
+
+
+def prepare_chat(
+    inputs: Sequence[str],
+    tokenizer_folder: str | Path,
+    output: str | Path,
+    options: ChatOptions,
+    template_file: str | Path = "",
+) -> dict[str, Any]:
+    """Write a source of packed samples and return its manifest.
+
+    If the output is there already, of the same inputs and options, nothing is done.
+    Raises: ValueError, one line, for what is wrong with options, inputs, tokenizer or output, and
+            for bad samples where they are refused
+    """
+    _check(options)
+    begin, output = time.perf_counter(), Path(output).absolute()
+    template = load_template(tokenizer_folder, template_file)
+    tokenizer = load_tokenizer(tokenizer_folder)
+    files = find_inputs(inputs)
+    description = {
+        "tokenizer": {
+            "sha256": tokenizer_sha256(tokenizer_folder),
+            "vocab_size": tokenizer.vocab_size,
+            "end_of_text": tokenizer.end_of_text,
+            "end_id": tokenizer.end_id,
+        },
+        "chat_template": {"sha256": template.sha256, "text": template.text},
+        "chat": asdict(options),
+    }
+    if (ready := ready_manifest(output, description, files)) is not None:
+        return ready
+    work = output.with_name(f"{output.name}.preparing")
+    with locked(work):
+        if (ready := ready_manifest(output, description, files)) is not None:
+            shutil.rmtree(work)
+            return ready
+        shutil.rmtree(work / "new", ignore_errors=True)
+        (work / "new").mkdir()
+        hashed = hash_inputs(files)
+        content = _write(work / "new", files, template, tokenizer, options)
+        manifest = write_manifest(work / "new", {**description, "inputs": hashed, **content})
+        if output.exists():  # and empty
+            output.rmdir()
+        os.rename(work / "new", output)
+        shutil.rmtree(work)
+    _tell(manifest, output, time.perf_counter() - begin)
+    return manifest
+
+
+def _check(options: ChatOptions) -> None:
+    if options.seq_len < 2:
+        raise ValueError(f"the sequence length is {options.seq_len}; at least 2 is needed")
+    if not 0 <= options.validation_share <= MAX_VALIDATION_SHARE:
+        raise ValueError(
+            f"the validation share is {options.validation_share}; 0 to {MAX_VALIDATION_SHARE} is "
+            "allowed"
+        )
+
+
+def _write(
+    folder: Path,
+    files: Sequence[Input],
+    template: ChatTemplate,
+    tokenizer: DocumentTokenizer,
+    options: ChatOptions,
+) -> dict[str, Any]:
+    """Write both splits, and return what the manifest tells of them."""
+    spool, bad, counts = folder / "spool", [], Counter()
+    lengths, hashes = [], []
+    total = sum(one.num_bytes for one in files)
+    with byte_progress("rendering", total) as advance, spool.open("wb") as out:
+        for one in files:
+            for sample in samples_of(one, template, options):
+                if isinstance(sample, BadLine):
+                    bad.append(sample)
+                    continue
+                kept = _fitted(sample, options, counts)
+                if kept is not None:
+                    lengths.append(len(kept.tokens))
+                    hashes.append(_spool(kept, out))
+            advance(one.num_bytes)
+    bad_lines = _put_aside(folder, bad, options)
+    if not lengths:
+        left_out = f"{bad_lines} bad, {counts['too_long']} too long, {counts['unlearnt']} cut"
+        raise ValueError(f"the inputs have no samples ({left_out})")
+    is_held_out = _held_out(np.array(hashes), options.validation_share)
+    spooled = np.memmap(spool, dtype=np.uint32, mode="r")
+    filling = tokenizer.tokenizer.token_to_id("<|pad|>")
+    filling = tokenizer.end_id if filling is None else filling
+    splits = {}
+    for name, chosen in zip(SPLITS, (~is_held_out, is_held_out), strict=True):
+        if chosen.any():
+            packed = _pack(spooled, np.array(lengths), np.flatnonzero(chosen), options.seq_len)
+            splits[name] = _write_split(folder / name, packed, filling, tokenizer.dtype)
+        else:
+            splits[name] = {"documents": 0, "tokens": 0, "sequences": 0, "learnt": 0, "filling": 0}
+    largest = int((spooled & ~_LEARNT).max())
+    del spooled
+    spool.unlink()
+    return {
+        "splits": splits,
+        "bad_lines": bad_lines,
+        "too_long": counts["too_long"],
+        "cut": counts["cut"],
+        "unlearnt": counts["unlearnt"],
+        "dtype": tokenizer.dtype.name,
+        "largest_id": max(largest, filling),
+        "versions": {
+            "python": platform.python_version(),
+            "tokenizers": tokenizers.__version__,
+            "numpy": np.__version__,
+        },
+    }
+
+
+def samples_of(
+    one: Input, template: ChatTemplate, options: ChatOptions
+) -> Iterator[Sample | BadLine]:
+    """Yield the samples of a file as tokens, and what is wrong with the other rows."""
+    refused = template.special_tokens if options.special_tokens == "refuse" else frozenset()
+    conversations = (_read(one, row, refused, options) for row in read_rows(one))
+    while batch := list(islice(conversations, _BATCH)):
+        good = [found for found in batch if not isinstance(found, BadLine)]
+        encoded = iter(template.encode_all([conversation for _, conversation in good]))
+        for found in batch:
+            if isinstance(found, BadLine):
+                yield found
+                continue
+            sample = next(encoded)
+            if isinstance(sample, Sample):
+                yield sample
+            else:
+                yield BadLine(one.path, found[0], str(sample), "")
+
+
+def _read(
+    one: Input,
+    row: tuple[int, dict[str, Any]] | BadLine,
+    refused: frozenset[str],
+    options: ChatOptions,
+) -> tuple[int, Conversation] | BadLine:
+    if isinstance(row, BadLine):
+        return row
+    number, fields = row
+    found = read_conversation(fields, options.reasoning, options.field)
+    if isinstance(found, str):
+        return BadLine(one.path, number, found, "")
+    token = special_token_in(found, refused)
+    if token is not None:
+        told = f"a text holds the special token {token!r}, which would end or begin a turn"
+        return BadLine(one.path, number, told, "")
+    return number, found
+
+
+def _fitted(sample: Sample, options: ChatOptions, counts: Counter[str]) -> Sample | None:
+    """Return a sample that fits into a sequence, None if it is left out; count which."""
+    if len(sample.tokens) > options.seq_len:
+        if options.too_long == "drop":
+            counts["too_long"] += 1
+            return None
+        counts["cut"] += 1
+        sample = Sample(sample.tokens[: options.seq_len], sample.is_learnt[: options.seq_len])
+    if not sample.is_learnt[1:].any():  # nothing predicts the first token
+        counts["unlearnt"] += 1
+        return None
+    return sample
+
+
+def _spool(sample: Sample, out: BinaryIO) -> float:
+    """Write a sample's tokens, and return its hash as a number from 0 to 1."""
+    tokens = sample.tokens.astype(np.uint32)
+    digest = hashlib.sha256(tokens.tobytes()).digest()
+    out.write((tokens | _LEARNT * sample.is_learnt).astype(np.uint32).tobytes())
+    return int.from_bytes(digest[:6]) / 2**48
+
+
+def _held_out(hashes: np.ndarray, share: float) -> np.ndarray:  # (samples,) each
+    """Choose what is held out: equal samples go together; at least one stays, and one goes."""
+    held_out = hashes < share
+    if share > 0 and hashes.min() < hashes.max():
+        held_out |= hashes == hashes.min()
+        held_out &= hashes < hashes.max()
+    elif hashes.min() == hashes.max():
+        held_out[:] = False
+    return held_out
+
+
+@dataclass(frozen=True)
+class _Packed:
+    spooled: np.ndarray  # (tokens,) of all samples
+    begins: np.ndarray  # (samples,) where each begins
+    lengths: np.ndarray  # (samples,)
+    sequences: list[list[int]]
+    """The samples of each."""
+    seq_len: int
+
+
+def _pack(spooled: np.ndarray, lengths: np.ndarray, chosen: np.ndarray, seq_len: int) -> _Packed:
+    begins = np.cumsum(lengths) - lengths
+    bins = best_fit(lengths[chosen].tolist(), seq_len)
+    return _Packed(spooled, begins, lengths, [chosen[x].tolist() for x in bins], seq_len)
+
+
+def _write_split(folder: Path, packed: _Packed, filling: int, dtype: np.dtype) -> dict[str, int]:
+    """Write the sequences of a split; return its counts."""
+    folder.mkdir()
+    size = len(packed.sequences) * packed.seq_len
+    tokens = np.lib.format.open_memmap(folder / "tokens.npy", "w+", dtype, (size,))
+    labels = np.lib.format.open_memmap(folder / "labels.npy", "w+", np.int32, (size,))
+    offsets, learnt, filled = [0], 0, 0
+    for number, samples in enumerate(packed.sequences):
+        place, end = number * packed.seq_len, (number + 1) * packed.seq_len
+        tokens[place:end], labels[place:end] = filling, IGNORE_INDEX
+        for sample in samples:
+            begin, length = packed.begins[sample], packed.lengths[sample]
+            found = packed.spooled[begin : begin + length]
+            ids, is_learnt = found & ~_LEARNT, (found & _LEARNT) != 0
+            tokens[place : place + length] = ids
+            following = np.where(is_learnt[1:], ids[1:].astype(np.int32), IGNORE_INDEX)
+            labels[place : place + length - 1] = following
+            learnt += int(is_learnt[1:].sum())
+            place += int(length)
+            offsets.append(place)
+        if place < end:
+            filled += end - place
+            offsets.append(end)
+    np.save(folder / "document_offsets.npy", np.array(offsets, dtype=np.int64))
+    tokens.flush()
+    labels.flush()
+    return {
+        "documents": sum(map(len, packed.sequences)),
+        "tokens": size,
+        "sequences": len(packed.sequences),
+        "learnt": learnt,
+        "filling": filled,
+    }
+
+
+def _put_aside(folder: Path, bad: Sequence[BadLine], options: ChatOptions) -> int:
+    """Write the bad samples, and return how many there are; ValueError where they are refused."""
+    for line in bad[:NUM_TOLD]:
+        _say(f"bad sample: {line}")
+    if len(bad) > NUM_TOLD:
+        _say(f"bad samples: {len(bad)} in all")
+    if bad and options.bad_samples == "refuse":
+        raise ValueError(
+            f"{bad[0]}; of bad samples there {'is 1' if len(bad) == 1 else f'are {len(bad)}'}: "
+            "mend them, or leave them out (bad_samples = 'drop')"
+        )
+    if bad:
+        (folder / BAD_LINES).write_text("".join(json.dumps(x._asdict()) + "\n" for x in bad))
+    return len(bad)
+
+
+def _tell(manifest: dict[str, Any], output: Path, seconds: float) -> None:
+    for name, split in manifest["splits"].items():
+        if split["tokens"]:
+            _say(
+                f"{name}: {split['documents']:,} samples in {split['sequences']:,} sequences, "
+                f"{split['learnt']:,} tokens to learn of {split['tokens']:,}, "
+                f"{split['filling'] / split['tokens']:.1%} filling"
+            )
+    if manifest["chat"]["too_long"] == "cut":
+        fate = f"{manifest['cut']:,} samples cut to {manifest['chat']['seq_len']:,} tokens"
+    else:
+        fate = f"{manifest['too_long']:,} samples left out, over {manifest['chat']['seq_len']:,}"
+    _say(
+        f"{fate}; {manifest['unlearnt']:,} without a token to learn and "
+        f"{manifest['bad_lines']:,} bad ones left out"
+    )
+    _say(f"{output} written in {seconds:.1f} s")
+
+
+def _say(text: str) -> None:
+    print(f"chat: {text}", flush=True)

@@ -1,0 +1,289 @@
+"""A chat template: conversations as text, as tokens, and which of them the assistant wrote.
+
+A template is a Jinja text that a tokenizer brings along. It comes with data of others, so it runs
+in a sandbox, and sees what transformers shows it: messages, tools, the special tokens by their
+names, `raise_exception`, `tojson`. What the assistant wrote is what stands in `{% generation %}`
+blocks; in a template without them, what an assistant's message adds to the conversation before it.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import TemplateError, nodes
+from jinja2.exceptions import SecurityError
+from jinja2.ext import Extension
+from jinja2.parser import Parser
+from jinja2.runtime import Macro
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
+
+from titan_motif.components.curriculum.tokenizer import CHAT_TEMPLATE, SPECIAL_TOKENS
+from titan_motif.components.sft.conversations import Conversation
+
+TEMPLATE_FILE = "chat_template.jinja"
+_BEGIN, _END = "\ufdd0", "\ufdd1"
+"""Around what the assistant wrote, until the places are known: no text has these, which Unicode
+reserves for a program's own use."""
+
+Span = tuple[int, int]
+"""Where a stretch of a text begins and ends, in characters."""
+
+
+class TemplateProblem(ValueError):
+    """A conversation that a template does not render, in one line."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A conversation as tokens."""
+
+    tokens: np.ndarray  # (length,) integers
+    is_learnt: np.ndarray  # (length,) bool; whether the assistant wrote the token
+
+
+class ChatTemplate:
+    """A tokenizer's chat template.
+
+    Args:
+        tokenizer: its own special tokens are read as such
+        names:     special tokens by their names, as tokenizer_config.json has them
+    Raises: ValueError if the text is no template
+    """
+
+    def __init__(
+        self, text: str, tokenizer: Tokenizer, names: dict[str, Any], origin: str = "template"
+    ) -> None:
+        self.text, self.tokenizer, self.names, self.origin = text, tokenizer, names, origin
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=[_Generation, "jinja2.ext.loopcontrols"],
+        )
+        environment.filters["tojson"] = _to_json
+        environment.globals["raise_exception"] = _raise
+        try:
+            self._template = environment.from_string(text)
+            tree = environment.parse(text)
+        except TemplateError as error:
+            raise ValueError(f"{origin}: no chat template ({error})") from None
+        self.marks_generation = any(
+            isinstance(node.call, nodes.Call)
+            and isinstance(node.call.node, nodes.ExtensionAttribute)
+            for node in tree.find_all(nodes.CallBlock)
+        )
+
+    @property
+    def sha256(self) -> str:
+        """Of its text: what tells one template from another."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+    @property
+    def special_tokens(self) -> frozenset[str]:
+        """The tokens that no text of a conversation may hold."""
+        added = self.tokenizer.get_added_tokens_decoder().values()
+        return frozenset(token.content for token in added if token.special)
+
+    def prompt(self, conversation: Conversation) -> str:
+        """Return a conversation as text that the assistant is to go on with."""
+        return self._render(conversation, add_generation_prompt=True)[0]
+
+    def render(self, conversation: Conversation) -> tuple[str, list[Span]]:
+        """Return a conversation as text, and what of it the assistant wrote.
+
+        Raises: TemplateProblem
+        """
+        text, spans = self._render(conversation)
+        return text, spans if self.marks_generation else self._spans_by_turns(conversation, text)
+
+    def encode(self, conversation: Conversation) -> Sample:
+        """Return a conversation as tokens.
+
+        Raises: TemplateProblem
+        """
+        (sample,) = self.encode_all([conversation])
+        if isinstance(sample, TemplateProblem):
+            raise sample
+        return sample
+
+    def encode_all(self, conversations: Sequence[Conversation]) -> list[Sample | TemplateProblem]:
+        """Return each conversation as tokens, or what is wrong with it."""
+        rendered: list[tuple[str, list[Span]] | TemplateProblem] = []
+        for conversation in conversations:
+            try:
+                rendered.append(self.render(conversation))
+            except TemplateProblem as problem:
+                rendered.append(problem)
+        texts = [one[0] for one in rendered if not isinstance(one, TemplateProblem)]
+        encodings = iter(self.tokenizer.encode_batch(texts, add_special_tokens=False))
+        return [
+            one if isinstance(one, TemplateProblem) else _sample(next(encodings), one[1])
+            for one in rendered
+        ]
+
+    def _render(
+        self, conversation: Conversation, add_generation_prompt: bool = False
+    ) -> tuple[str, list[Span]]:
+        try:
+            marked = self._template.render(
+                **self.names,
+                messages=conversation.messages,
+                tools=conversation.tools,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+            )
+        except SecurityError as error:
+            raise TemplateProblem(f"the template does what a sandbox forbids ({error})") from None
+        except TemplateError as error:
+            raise TemplateProblem(f"the template refuses it: {error.message}") from None
+        except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
+            told = f"{type(error).__name__}: {error}"
+            raise TemplateProblem(f"the template fails on it ({told})") from None
+        return _unmark(marked)
+
+    def _spans_by_turns(self, conversation: Conversation, text: str) -> list[Span]:
+        """Return what each assistant's message adds to the conversation before it."""
+        spans = []
+        messages, tools = conversation
+        for number, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            before = self.prompt(Conversation(messages[:number], tools))
+            after, _ = self._render(Conversation(messages[: number + 1], tools))
+            if not (after.startswith(before) and text.startswith(after)):
+                raise TemplateProblem(
+                    f"the template renders the conversation up to message {number + 1} otherwise "
+                    "than within the whole, so that what the assistant wrote cannot be told: "
+                    "{% generation %} and {% endgeneration %} around it would"
+                )
+            spans.append((len(before), len(after.rstrip("\n"))))
+        return spans
+
+
+def load_template(folder: str | Path, file: str | Path = "") -> ChatTemplate:
+    """Return the chat template of a tokenizer's folder, or the one in a file.
+
+    The folder's own is chat_template.jinja, or what tokenizer_config.json has; ours where it has
+    none and knows the tokens of ours.
+    Raises: ValueError if there is none, or no tokenizer
+    """
+    folder = Path(folder)
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; a tokenizer folder holds tokenizer.json")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises nothing more special
+        raise ValueError(f"{path}: cannot be read as a tokenizer ({error})") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    settings = _settings(folder)
+    text, origin = _template_text(folder, settings, file)
+    if text is None:
+        missing = next((x for x in SPECIAL_TOKENS if tokenizer.token_to_id(x) is None), None)
+        if missing is not None:
+            raise ValueError(
+                f"{folder}: has no chat template, and its tokenizer lacks {missing}, which ours "
+                "needs; name a file with one"
+            )
+        text, origin = CHAT_TEMPLATE, "the built-in template"
+    names = {name: _content(settings[name]) for name in settings if name.endswith("_token")}
+    return ChatTemplate(text, tokenizer, names, origin)
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    file = folder / "tokenizer_config.json"
+    if not file.is_file():
+        return {}
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file}: cannot be read ({error})") from None
+    if not isinstance(settings, dict):
+        raise ValueError(f"{file}: no object of settings")
+    return settings
+
+
+def _template_text(
+    folder: Path, settings: dict[str, Any], file: str | Path
+) -> tuple[str | None, str]:
+    for path in (Path(file) if file else None, folder / TEMPLATE_FILE):
+        if path is not None and (file or path.is_file()):
+            try:
+                return path.read_text(encoding="utf-8"), str(path)
+            except (OSError, UnicodeDecodeError) as error:
+                raise ValueError(f"{path}: cannot be read as a template ({error})") from None
+    found = settings.get("chat_template")
+    if isinstance(found, list):  # several by their names
+        found = next((x["template"] for x in found if x.get("name") == "default"), None)
+    return found, str(folder / "tokenizer_config.json")
+
+
+def _content(token: Any) -> Any:
+    """Return a special token's text: some tokenizers have an object with settings."""
+    return token["content"] if isinstance(token, dict) and "content" in token else token
+
+
+class _Generation(Extension):
+    """`{% generation %} ... {% endgeneration %}`: what stands within is the assistant's."""
+
+    tags = {"generation"}  # noqa: RUF012  (Jinja's own form)
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_mark"), [], [], body).set_lineno(line)
+
+    def _mark(self, caller: Macro) -> str:
+        return f"{_BEGIN}{caller()}{_END}"
+
+
+def _unmark(marked: str) -> tuple[str, list[Span]]:
+    """Return a text without its marks, and where they stood."""
+    first, *rest = marked.split(_BEGIN)
+    parts, spans, length = [first], [], len(first)
+    for piece in rest:
+        inside, end, after = piece.partition(_END)
+        if not end or _END in after:
+            raise TemplateProblem("a text has U+FDD0 or U+FDD1, which are no characters")
+        spans.append((length, length + len(inside)))
+        parts += [inside, after]
+        length += len(inside) + len(after)
+    if _END in first:
+        raise TemplateProblem("a text has U+FDD0 or U+FDD1, which are no characters")
+    return "".join(parts), spans
+
+
+def _sample(encoding: Any, spans: Sequence[Span]) -> Sample:
+    """Return an encoding's tokens, those marked that have a character of a span."""
+    tokens = np.array(encoding.ids, dtype=np.int64)
+    offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+    is_learnt = np.zeros(len(tokens), dtype=bool)
+    for begin, end in spans:
+        is_learnt |= (offsets[:, 0] < end) & (offsets[:, 1] > begin)
+    return Sample(tokens, is_learnt)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """As transformers has it: Jinja's own sorts keys, and escapes for HTML."""
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
+
+
+def _raise(message: str) -> None:
+    raise TemplateError(message)
