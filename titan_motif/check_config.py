@@ -1,15 +1,17 @@
 """Check a job before any process starts: `python -m titan_motif.check_config --world-size N ARGS`.
 
-Prints one line and exits with 2 where the job cannot run. Otherwise prints `corpus: DIR VOCAB` if
-the job reads the built-in corpus, so that the launcher can prepare it. `--help` lists
-every setting.
+Packs the conversations of a fine-tuning job. Prints one line and exits with 2 where the job cannot
+run. Otherwise prints `corpus: DIR VOCAB` if the job reads the built-in corpus, so that the launcher
+can prepare it. `--help` lists every setting.
 """
 
+import contextlib
 import sys
 
 import titan_motif.device  # noqa: F401  (before anything of torchtitan)
 from titan_motif.config import JobConfig
 from titan_motif.config_loading import ConfigError, load_config
+from titan_motif.sft import prepare_sft
 
 
 def main(argv: list[str]) -> int:
@@ -22,13 +24,25 @@ def main(argv: list[str]) -> int:
     if argv[:1] == ["--world-size"]:
         world_size, argv = int(argv[1]), argv[2:]
     try:
+        _pack_conversations(argv, world_size)
         config = load_config(argv, world_size)
-    except ConfigError as error:
+    except (ConfigError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if config.training.dataset == "builtin":
         print(f"corpus: {config.training.dataset_path} {config.training.builtin_vocab_size}")
     return 0
+
+
+def _pack_conversations(argv: list[str], world_size: int | None) -> None:
+    """Pack what a fine-tuning job reads, if it is one; ValueError where that cannot be done."""
+    try:
+        config = load_config(argv, world_size, runs_here=False)
+    except ConfigError:  # the whole check tells it, in its own order
+        return
+    if config.sft.enable:
+        with contextlib.redirect_stdout(sys.stderr):  # the launcher reads the standard output
+            prepare_sft(config)
 
 
 if __name__ == "__main__":

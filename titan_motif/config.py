@@ -23,6 +23,7 @@ from titan_motif.kernels import (
     Implementation,
     default_implementation,
 )
+from titan_motif.sft import Sft, resolve_sft
 
 
 @dataclass
@@ -196,6 +197,8 @@ class LRScheduler(torchtitan_config.LRScheduler):
 
     warmup_tokens: int = -1
     """Tokens of the warm-up; -1 is warmup_steps."""
+    warmup_ratio: float | None = None
+    """The warm-up as a share of the steps, in place of warmup_steps."""
     decay_tokens: int = -1
     """Tokens of the decay at the end; -1 is decay_ratio of the steps."""
     decay_type: DecayType = "linear"
@@ -345,6 +348,7 @@ class JobConfig(torchtitan_config.JobConfig):
     model: Model = field(default_factory=Model)
     training: Training = field(default_factory=Training)
     curriculum: Curriculum = field(default_factory=Curriculum)
+    sft: Sft = field(default_factory=Sft)
     optimizer: Optimizer = field(default_factory=Optimizer)
     lr_scheduler: LRScheduler = field(default_factory=LRScheduler)
     quantize: Quantize = field(default_factory=Quantize)
@@ -382,6 +386,7 @@ def resolve(config: torchtitan_config.JobConfig, world_size: int | None = None) 
         ranks = world_size // max(config.parallelism.tensor_parallel_degree, 1)
         if training.local_batch_size == -1 and ranks and size > 0 and size % ranks == 0:
             training.local_batch_size = size // ranks
+    resolve_sft(config, world_size)
     plan = plan_of(config, world_size)
     if plan is not None and has_phases(config):
         _take_over(plan, config, world_size)

@@ -25,6 +25,7 @@ from titan_motif.device import device_type
 from titan_motif.kernels import attention_problem
 from titan_motif.layout import Finding, check_layout
 from titan_motif.model import FLAVORS, Motif2Model, Motif2ModelArgs
+from titan_motif.sft import check_packed, check_sft, counts_steps_later
 
 _AT_LEAST = {
     "training.steps": 1,
@@ -90,6 +91,7 @@ def check_values(
         runs_here:   whether the job's data, tokenizer and device have to be there
     """
     yield from check_curriculum(config)
+    yield from check_sft(config)
     yield from _ranges(config)
     yield from check_served(config, runs_here)
     yield from _together(config)
@@ -111,6 +113,8 @@ def model_args(config: JobConfig) -> Motif2ModelArgs:
 
 def _ranges(config: JobConfig) -> Iterator[Finding]:
     for key, least in _AT_LEAST.items():
+        if key == "training.steps" and counts_steps_later(config):
+            continue
         if value_of(config, key) < least:
             yield key, f"is {value_of(config, key)}; at least {least} is needed"
     for key, meaning in _AT_LEAST_1_OR_MINUS_1.items():
@@ -303,6 +307,15 @@ def _schedule(config: JobConfig) -> Iterator[Finding]:
         yield "lr_scheduler.total_steps", f"is {total}; at least training.steps, {steps}, is needed"
     if scheduler.decay_ratio is not None and not 0 <= scheduler.decay_ratio <= 1:
         yield "lr_scheduler.decay_ratio", f"is {scheduler.decay_ratio}; 0.0 to 1.0 is allowed"
+    if scheduler.warmup_ratio is not None and not 0 <= scheduler.warmup_ratio <= 1:
+        yield "lr_scheduler.warmup_ratio", f"is {scheduler.warmup_ratio}; 0.0 to 1.0 is allowed"
+    for name in ("warmup_steps", "warmup_tokens") if scheduler.warmup_ratio is not None else ():
+        if getattr(scheduler, name) != getattr(LRScheduler(), name):
+            yield (
+                "lr_scheduler.warmup_ratio",
+                f"is {scheduler.warmup_ratio} and {name} is {getattr(scheduler, name)}; one of "
+                "them is allowed",
+            )
     for key, other in (("warmup_tokens", "warmup_steps"), ("decay_tokens", "decay_ratio")):
         tokens, value = getattr(scheduler, key), getattr(scheduler, other)
         unset = getattr(LRScheduler(), other)
@@ -321,6 +334,8 @@ def _schedule(config: JobConfig) -> Iterator[Finding]:
 
 def _files(config: JobConfig) -> Iterator[Finding]:
     assets = config.model.hf_assets_path
+    if config.sft.enable:
+        yield from check_packed(config)
     if config.training.dataset == "prepared":
         yield from check_source_files(config, model_args(config).vocab_size)
         if not (Path(assets) / "tokenizer.json").is_file():

@@ -30,12 +30,14 @@ SERVED = {
     "qk_clip_interval qk_clip_balance",
     "optimizer.muon": "adamw_lr momentum nesterov scale coefficients polar_express_steps method "
     "mode chunk_size owner_scope muon_patterns adamw_patterns max_skipped_steps",
-    "lr_scheduler": "warmup_steps warmup_tokens total_steps decay_ratio decay_tokens decay_type "
-    "min_lr_factor",
+    "lr_scheduler": "warmup_steps warmup_tokens warmup_ratio total_steps decay_ratio decay_tokens "
+    "decay_type min_lr_factor",
     "training": "dataset dataset_path builtin_vocab_size local_batch_size global_batch_size "
     "seq_len max_norm steps enable_cpu_offload dtype mixed_precision_param "
     "mixed_precision_reduce mask_documents restart_positions gc_freq gc_debug",
     "curriculum": "enable sources phases total_tokens local_batch_tokens batch_multiple caps",
+    "sft": "enable data epochs chat_template reasoning too_long bad_samples special_tokens "
+    "validation_share messages_field",
     "training.dataloader": "num_workers pin_memory prefetch_factor",
     "parallelism": "data_parallel_replicate_degree data_parallel_shard_degree "
     "fsdp_reshard_after_forward tensor_parallel_degree",

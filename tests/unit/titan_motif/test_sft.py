@@ -1,0 +1,153 @@
+"""A job that fine-tunes: what its section stands for, and what is wrong with one."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import titan_motif.device  # noqa: F401
+from titan_motif import check_config
+from titan_motif.config_loading import load_config
+from titan_motif.curriculum import build_loader
+from titan_motif.plugin import document_inputs
+
+JOB = """
+[model]
+name = "motif2"
+flavor = "debug"
+hf_assets_path = "{tokenizer}"
+[training]
+dataset_path = "{folder}/packed"
+seq_len = 64
+local_batch_size = 2
+global_batch_size = 4
+steps = -1
+[sft]
+enable = true
+data = ["{folder}/*.jsonl"]
+epochs = 3
+validation_share = 0.1
+[lr_scheduler]
+warmup_ratio = 0.25
+[validation]
+enable = true
+seq_len = 64
+"""
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory) -> Path:
+    from titan_motif.components.curriculum.tokenizer import save_tokenizer, train_tokenizer
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    save_tokenizer(train_tokenizer(["the cat sat on the mat and the rat ran " * 9], 280), folder)
+    return folder
+
+
+@pytest.fixture
+def job(tokenizer: Path, tmp_path: Path) -> list[str]:
+    """The arguments of a job on 40 conversations."""
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"the cat {i}"},
+                {"role": "assistant", "content": f"the rat {i}"},
+            ]
+        }
+        for i in range(40)
+    ]
+    (tmp_path / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file = tmp_path / "job.toml"
+    file.write_text(JOB.format(tokenizer=tokenizer, folder=tmp_path))
+    return ["--job.config_file", str(file)]
+
+
+def test_a_job_is_packed_before_it_starts_and_then_counts_its_steps(
+    job: list[str], tmp_path: Path, capsys
+):
+    before = load_config(job, 2, runs_here=False)
+    assert before.training.steps == -1
+    assert check_config.main(["--world-size", "2", *job]) == 0
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "chat: train: " in told.err
+    config = load_config(job, 2)
+    manifest = json.loads((tmp_path / "packed" / "manifest.json").read_text())
+    sequences = manifest["splits"]["train"]["sequences"]
+    assert config.training.steps == -(-3 * sequences // 4)
+    assert config.training.dataset == "prepared"
+    assert config.training.mask_documents
+    assert config.training.restart_positions
+    # A second start finds it done.
+    assert check_config.main(["--world-size", "2", *job]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_a_run_is_told_which_tokens_belong_together(job: list[str], tokenizer: Path):
+    from torchtitan.components.tokenizer import HuggingFaceTokenizer
+
+    assert check_config.main(["--world-size", "2", *job]) == 0
+    config = load_config(job, 2)
+    documents = document_inputs(HuggingFaceTokenizer(str(tokenizer)), config)
+    inputs, labels = next(iter(build_loader(config, 0, 2, documents)))
+    ids, positions = inputs["document_ids"], inputs["positions"]
+    assert inputs["input"].shape == labels.shape == (2, 64)
+    begins = ids.diff(dim=1, prepend=ids[:, :1] - 1) != 0
+    assert begins.sum() > 4
+    assert (positions[begins] == 0).all()
+    inside = ~begins[:, 1:]
+    assert (positions[:, 1:][inside] == positions[:, :-1][inside] + 1).all()
+    learnt = labels[:, :-1] != -100
+    assert (labels[:, :-1][learnt] == inputs["input"][:, 1:][learnt]).all()
+    assert inside[learnt].all(), "nothing is predicted over a sample's end"
+    with pytest.raises(ValueError, match=r"they need training\.mask_documents = true"):
+        build_loader(config, 0, 2, None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["--sft.data="], "sft.data is empty; files of conversations are needed"),
+        (["--sft.epochs=0"], "sft.epochs is 0.0; more than 0 is needed"),
+        (["--sft.validation_share=0.7"], "sft.validation_share is 0.7; 0 to 0.5 is allowed"),
+        (["--sft.validation_share=0"], "is 0; validation.enable is true, and needs some samples"),
+        (["--validation.seq_len=32"], "validation.seq_len is 32; samples are packed into"),
+        (["--sft.enable=false", "--training.steps=1"], "it needs sft.enable to be true"),
+        (["--sft.data=none.jsonl"], "none.jsonl: no such file or folder"),
+        (["--sft.chat_template=none.jinja"], "none.jinja: cannot be read as a template"),
+        (["--lr_scheduler.warmup_steps=3"], "warmup_ratio is 0.25 and warmup_steps is 3; one of"),
+        (["--lr_scheduler.warmup_ratio=2"], "lr_scheduler.warmup_ratio is 2; 0.0 to 1.0 is"),
+        (["--model.hf_assets_path=none"], "none/tokenizer.json: no such file"),
+    ],
+)
+def test_what_is_wrong_is_one_line_before_anything_starts(
+    job: list[str], settings: list[str], message: str, capsys
+):
+    assert check_config.main(["--world-size", "2", *job, *settings]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert message in told[-1]
+    assert len([line for line in told if line.startswith("error: ")]) == 1
+
+
+def test_a_bad_sample_is_told_by_its_line_before_anything_starts(
+    job: list[str], tmp_path: Path, capsys
+):
+    with (tmp_path / "chat.jsonl").open("a") as file:
+        file.write('{"messages": [{"role": "user", "content": "?"}]}\n')
+    assert check_config.main(["--world-size", "2", *job]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "chat.jsonl, line 41: no message is the assistant's" in error
+
+
+def test_what_was_packed_otherwise_is_not_read(job: list[str], capsys):
+    assert check_config.main(["--world-size", "2", *job]) == 0
+    capsys.readouterr()
+    with pytest.raises(ValueError, match="packed with reasoning 'keep', and the job has 'drop'"):
+        load_config([*job, "--sft.reasoning=drop"], 2)
+    assert check_config.main(["--world-size", "2", *job, "--sft.reasoning=drop"]) == 2
+    assert "holds a source of other settings (chat)" in capsys.readouterr().err
+
+
+def test_a_job_is_not_started_without_its_packed_data(job: list[str]):
+    with pytest.raises(ValueError, match=r"not packed there yet: run_train\.sh does so"):
+        load_config([*job, "--training.steps=3"], 2)
