@@ -119,16 +119,17 @@ class _Function(torch.autograd.Function):
             del logits  # before the next chunk's are made
         if differentiates:
             ctx.gradients, ctx.scale = (grad_hidden, grad_weight), settings.scale
-        cross_entropy, z_loss = sums.unbind()
+        cross_entropy, z_loss = (part.clone() for part in sums)
         ctx.mark_non_differentiable(cross_entropy, z_loss)
-        return cross_entropy + z_loss, cross_entropy.clone(), z_loss.clone()
+        return cross_entropy + z_loss, cross_entropy, z_loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor, *unused) -> tuple[Tensor | None, ...]:
         """Scale what the forward pass has left; it goes, so that there is no second time."""
-        grad_hidden, grad_weight = ctx.gradients
-        del ctx.gradients
+        if ctx.gradients is None:
+            raise RuntimeError("the gradients of this loss are used up: it has one backward pass")
+        (grad_hidden, grad_weight), ctx.gradients = ctx.gradients, None
         dtype = grad_hidden.dtype
         # Of one dimension, it is not rounded to the gradients' dtype before the product.
         factor = grad.reshape(1)

@@ -72,6 +72,18 @@ def test_the_count_of_tokens_is_not_rounded(chunk_tokens):
         assert part * count == pytest.approx(whole, rel=5e-4)
 
 
+def test_only_the_sum_is_differentiated_and_once():
+    hidden, weight, labels = case(33, 24, 57, torch.float32)
+    loss = LinearCrossEntropy(8, 1e-2)(hidden, weight, labels)
+    # What is kept of a step to tell of it keeps nothing of its graph.
+    assert loss.total.requires_grad
+    assert not loss.cross_entropy.requires_grad
+    assert not loss.z_loss.requires_grad
+    loss.total.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="it has one backward pass"):
+        loss.total.backward()
+
+
 def test_many_chunks_add_up_in_float32():
     hidden, weight, labels = case(2048, 8, 16, torch.bfloat16)
     wanted = reference(hidden, weight, labels, 0.0)[3]
