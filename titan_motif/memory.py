@@ -73,6 +73,8 @@ class Job:
     """Whether a step has more than one micro-batch: gradients are then there from the first on."""
     keeps_gathered: bool
     """Whether parameters stay gathered from the forward to the backward pass."""
+    has_replicas: bool
+    """Whether reduced gradients are summed over replicas too."""
     loss_chunk_tokens: int
     compiles_loss: bool
 
@@ -160,6 +162,8 @@ class _Step:
 
         Args: reduced: elements of this rank's gradients so far
         """
+        if self._keeps_reduced:
+            unsharded += self.job.reduce_bytes * reduced
         return Parts(
             parameters=self.job.parameter_bytes * self.shards,
             gradients=self.job.parameter_bytes * (self.shards if self.job.accumulates else reduced),
@@ -178,12 +182,22 @@ class _Step:
         # Over several ranks the gradient itself is still there (foreach_reduce's loop has it in a
         # variable).
         sent = copied if self.gathers else beside + reduce * group.whole
-        if reduce != self.job.parameter_bytes or self.job.accumulates:
+        if self._copies_reduced and not self._keeps_reduced:
             sent += reduce * group.shard  # else what is received becomes the gradient
         return [
             self._parts(reduced, activations, copied),
             self._parts(reduced + group.shard, activations, sent),
         ]
+
+    @property
+    def _copies_reduced(self) -> bool:
+        """Whether what is received of a gradient is not the gradient itself."""
+        return self.job.reduce_bytes != self.job.parameter_bytes or self.job.accumulates
+
+    @property
+    def _keeps_reduced(self) -> bool:
+        """Whether what is received stays until the pass ends: FSDP holds what replicas sum up."""
+        return self.job.has_replicas and self._copies_reduced
 
     # ---- the head
 
@@ -307,4 +321,9 @@ class _Step:
     # ---- the optimizer
 
     def optimizer(self) -> Parts:
-        return self._parts(self.shards, 0, 0, exchange=self.job.exchange_bytes)
+        return Parts(
+            parameters=self.job.parameter_bytes * self.shards,
+            gradients=self.job.parameter_bytes * self.shards,
+            optimizer=self.job.parameter_bytes * self.job.state_elements,
+            exchange=self.job.exchange_bytes,
+        )

@@ -215,6 +215,7 @@ def job_of(config: JobConfig, ranks: int, gpu: GpuName, planned: Planned, accumu
         gathered_bytes=1 if float8.enable_fsdp_float8_all_gather else size,
         accumulates=accumulates,
         keeps_gathered=config.parallelism.fsdp_reshard_after_forward == "never",
+        has_replicas=config.parallelism.data_parallel_replicate_degree > 1,
         loss_chunk_tokens=config.loss.chunk_tokens,
         compiles_loss=config.compile.enable and "loss" in config.compile.components,
     )

@@ -319,15 +319,24 @@ def test_a_compiled_block_keeps_what_the_table_says(triton_on_cpu):
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="FSDP would want its tensors there")
 @pytest.mark.parametrize(
-    ("gpus", "flavor", "mode", "tensor_parallel", "tokens"),
+    ("gpus", "flavor", "mode", "tensor_parallel", "replicas", "micro_batches", "tokens"),
     [
-        (1, "12_7b", "all", 1, 2048),
-        (8, "12_7b", "input", 1, 8192),
-        (4, "2_6b", "products", 2, 4096),
+        (1, "12_7b", "all", 1, 1, 1, 2048),
+        (8, "12_7b", "input", 1, 1, 1, 8192),
+        (4, "2_6b", "products", 2, 1, 1, 4096),
+        (4, "12_7b", "input", 1, 2, 2, 256),
+        (8, "2_6b", "all", 2, 2, 2, 512),
     ],
 )
 def test_a_whole_step_takes_what_is_predicted(
-    triton_on_cpu, gpus: int, flavor: str, mode: Kept, tensor_parallel: int, tokens: int
+    triton_on_cpu,
+    gpus: int,
+    flavor: str,
+    mode: Kept,
+    tensor_parallel: int,
+    replicas: int,
+    micro_batches: int,
+    tokens: int,
 ):
     config = JobConfig()
     config.model.flavor, config.model.args.n_layers = flavor, 2
@@ -335,6 +344,7 @@ def test_a_whole_step_takes_what_is_predicted(
     config.training.mixed_precision_param = "bfloat16"
     config.loss.chunk_tokens = tokens  # on a CPU the sum over chunks takes another way
     config.parallelism.tensor_parallel_degree = tensor_parallel
+    config.parallelism.data_parallel_replicate_degree = replicas
     checkpoint = config.activation_checkpoint
     checkpoint.mode, checkpoint.selective_ac_option = MODES[mode]
     args = dataclasses.replace(FLAVORS[flavor], n_layers=2)
@@ -342,26 +352,28 @@ def test_a_whole_step_takes_what_is_predicted(
     with simulated_ranks(gpus):
         degrees = dict.fromkeys(("cp", "pp", "ep", "etp"), 1)
         dims = ParallelDims(
-            dp_replicate=1, dp_shard=-1, tp=tensor_parallel, **degrees, world_size=gpus
+            dp_replicate=replicas, dp_shard=-1, tp=tensor_parallel, **degrees, world_size=gpus
         )
         with torch.device("meta"):
             model = Motif2Model(args)
         model = parallelize(model, dims, config)
         named = {plain_name(name): p for name, p in model.named_parameters()}
-        job = job_of(config, gpus // tensor_parallel, "H100-80GB", Planned(named), False)
+        ranks, accumulates = gpus // tensor_parallel, micro_batches > 1
+        job = job_of(config, ranks, "H100-80GB", Planned(named), accumulates)
         with FakeTensorMode(allow_non_fake_inputs=True):
             model.to_empty(device="cpu")
-            watched = step_bytes(model, tokens)
+            watched = step_bytes(model, tokens, micro_batches)
     moment, parts = peak(job, tokens)
     assert parts.total == pytest.approx(watched, rel=0.02), (moment, parts)
 
 
-def step_bytes(model: nn.Module, tokens: int) -> int:
+def step_bytes(model: nn.Module, tokens: int, micro_batches: int) -> int:
     """Return the most that was alive in a step of AdamW."""
     state = [torch.zeros_like(p) for p in model.parameters() for _ in range(2)]
     ids = torch.zeros(1, tokens, dtype=torch.int64)
     with Watch() as watch:
         for tensor in (*model.parameters(), *state):
             tensor.detach()  # so that it is seen
-        model(ids, labels=ids).total.backward()
+        for _ in range(micro_batches):
+            model(ids, labels=ids).total.backward()
         return max(watch.peak_bytes, watch.alive_bytes())
