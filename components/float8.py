@@ -34,7 +34,8 @@ FLOAT8 = "quantize.linear.float8"
 """The converter's name in `model.converters`, and its section of the configuration."""
 
 HEAD = "output"
-"""Never in FP8: the loss reads the weight itself, and it is where precision counts most."""
+"""Name of the layer that is never in FP8: the loss reads the weight itself, and it is where
+precision counts most."""
 
 MULTIPLE = 16
 """Rows, columns and tokens that the products take come in multiples of it."""
@@ -60,7 +61,7 @@ def convert_to_float8(
     problem = skipped_problem(skipped, found)
     if problem is not None:
         raise ValueError(f"{FLOAT8}.filter_fqns {problem}")
-    chosen = [name for name in found if not any(part in name for part in (HEAD, *skipped))]
+    chosen = chosen_names(found, skipped)
     for name in chosen:
         rows, columns = found[name].weight.shape
         if rows % MULTIPLE or columns % MULTIPLE:
@@ -122,9 +123,14 @@ def _give_plain_weights(
         state_dict[name] = plain
 
 
+def chosen_names(names: Iterable[str], skipped: Sequence[str]) -> list[str]:
+    """Return the names of the linear layers in FP8: all but the head, and those left out."""
+    return [name for name in names if name != HEAD and not any(part in name for part in skipped)]
+
+
 def skipped_problem(skipped: Sequence[str], names: Iterable[str]) -> str | None:
     """Return what is wrong with parts of names, beside the names of all linear layers."""
-    names = list(names)
+    names = [name for name in names if name != HEAD]
     for part in skipped:
         if not any(part in name for name in names):
             return f"has {part!r}, which no linear layer's name has"

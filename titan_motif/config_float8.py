@@ -1,13 +1,22 @@
 """What a job's FP8 settings must be: each rule gives the key and what is wrong."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from titan_motif.components.float8 import FLOAT8, MULTIPLE, float8_problem, skipped_problem
+from titan_motif.components.float8 import (
+    FLOAT8,
+    MULTIPLE,
+    chosen_names,
+    float8_problem,
+    skipped_problem,
+)
 from titan_motif.config import Float8Linear, JobConfig
 from titan_motif.curriculum import has_phases
 from titan_motif.layout import Finding
 from titan_motif.model import Motif2ModelArgs
 from titan_motif.model.model import parameter_shapes
+
+_CUT_BY_COLUMNS = ("o_proj", "down_proj")
+"""Layers whose inputs tensor parallelism cuts (titan_motif.tensor_parallel); of others outputs."""
 
 
 def check_float8(config: JobConfig, args: Motif2ModelArgs, runs_here: bool) -> Iterator[Finding]:
@@ -56,40 +65,36 @@ def check_float8(config: JobConfig, args: Motif2ModelArgs, runs_here: bool) -> I
             "is 'op', which counts no product in FP8 and would keep them all, as 'products' does; "
             "'products' or a positive integer is needed",
         )
-    linears = [
-        name.removesuffix(".weight")
+    linears = {
+        name.removesuffix(".weight"): shape
         for name, shape in parameter_shapes(args).items()
         if name.endswith(".weight") and len(shape) == 2 and not name.startswith("tok_embeddings.")
-    ]
+    }
     problem = skipped_problem(settings.filter_fqns, linears)
     if problem is not None:
         yield f"{FLOAT8}.filter_fqns", problem
         return
-    yield from _sizes(config, args)
+    chosen = chosen_names(linears, settings.filter_fqns)
+    yield from _sizes(config, {name: linears[name] for name in chosen})
 
 
-def _sizes(config: JobConfig, args: Motif2ModelArgs) -> Iterator[Finding]:
+def _sizes(config: JobConfig, linears: Mapping[str, tuple[int, ...]]) -> Iterator[Finding]:
+    """Yield what cannot be multiplied of the layers in FP8, as each rank has them."""
     degree = max(config.parallelism.tensor_parallel_degree, 1)
-    cut = {
-        "query heads": args.n_heads * args.head_dim,
-        "key heads": args.n_kv_heads * args.head_dim,
-        "heads' outputs": args.num_signal_heads * args.value_dim,
-        "the feed-forward layer": args.hidden_dim,
-    }
-    if degree == 1 and not config.quantize.linear.float8.filter_fqns:
-        for what, columns in {"the residual stream": args.dim, **cut}.items():
-            if columns % MULTIPLE:
-                yield (
-                    "model.args",
-                    f"gives {what} {columns} columns; products in FP8 need multiples of {MULTIPLE}",
-                )
-                return
-    for what, columns in cut.items():
-        if degree > 1 and columns % (degree * MULTIPLE):
+    for name, (rows, columns) in linears.items():
+        is_cut_by_rows = not name.endswith(_CUT_BY_COLUMNS)
+        sizes = (rows / degree, columns) if is_cut_by_rows else (rows, columns / degree)
+        if rows % MULTIPLE or columns % MULTIPLE:
+            yield (
+                "model.args",
+                f"gives {name} {rows} x {columns}; products in FP8 need multiples of {MULTIPLE}",
+            )
+            return
+        if any(size % MULTIPLE for size in sizes):
             yield (
                 "parallelism.tensor_parallel_degree",
-                f"is {degree}; {columns} columns of {what} would be {columns / degree:g} on a "
-                f"rank, and products in FP8 need multiples of {MULTIPLE}",
+                f"is {degree}; {name} would be {sizes[0]:g} x {sizes[1]:g} on a rank, and products "
+                f"in FP8 need multiples of {MULTIPLE}",
             )
             return
     if config.quantize.linear.float8.recipe_name == "rowwise_with_gw_hp":

@@ -9,7 +9,7 @@ for T tokens a GPU. The first term and the rest (gradient clipping, QK-clip, dat
 whole network) are those of a measured job, the other two those of rank 0 of N simulated ones, with
 a network that is never waited for:
 
-    python -m titan_motif.bench.composition ROW.json --flavor 12_7b --layers 8 --ranks 8
+    python -m titan_motif.bench.composition ROW.json --ranks 8 -- --model.flavor=12_7b
 """
 
 import titan_motif.device  # noqa: F401  (before anything of torchtitan)
@@ -18,7 +18,7 @@ import titan_motif.device  # noqa: F401  (before anything of torchtitan)
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -26,7 +26,9 @@ import torch
 from titan_motif.bench.measure import measure
 from titan_motif.bench.muon import measure_step, random_exchange
 from titan_motif.components.muon.routing import Algorithm, route
-from titan_motif.model import FLAVORS, Motif2Model, Motif2ModelArgs
+from titan_motif.config_checks import model_args
+from titan_motif.config_loading import load_config
+from titan_motif.model import Motif2Model, Motif2ModelArgs
 from titan_motif.simulation import simulated_ranks
 from titan_motif.study.runner import Row, write_row_of
 
@@ -100,14 +102,15 @@ def main(argv: Sequence[str]) -> int:
     """Measure what a command line says, write its row, and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m titan_motif.bench.composition")
     parser.add_argument("row", type=Path)
-    parser.add_argument("--flavor", choices=FLAVORS, required=True)
-    parser.add_argument("--layers", type=int)
     parser.add_argument("--ranks", type=int, required=True)
+    parser.add_argument("job", nargs="*", help="the settings of the job whose network it is")
     options = parser.parse_args(argv)
-    args = FLAVORS[options.flavor]
-    if options.layers is not None:
-        args = replace(args, n_layers=options.layers, lam_init=None)
-    return write_row_of(options.row, lambda: measure_optimizers(args, options.ranks))
+
+    def measure_job() -> Row:
+        config = load_config(options.job, world_size=1, runs_here=False)
+        return measure_optimizers(model_args(config), options.ranks)
+
+    return write_row_of(options.row, measure_job)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from titan_motif.bench.composition import Composition, compose
 from titan_motif.components.float8 import FLOAT8
+from titan_motif.study.axes import without_float8
 from titan_motif.study.runner import Row
 
 
@@ -18,6 +19,10 @@ class Contender(NamedTuple):
     """Beside those that all have: section.field=value."""
     is_composed: bool = False
     """Whether one GPU does more than its part of the optimizer's work."""
+
+    def resets(self) -> list[str]:
+        """Return settings that undo a job's for FP8, which one without FP8 must not have."""
+        return without_float8() if self.precision == "bf16" else []
 
     def overrides(self, recipe: str, emulate: bool) -> list[str]:
         """Return the job's settings that make it, beside those of the workload."""

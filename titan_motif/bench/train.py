@@ -7,7 +7,7 @@ torchtitan's. All read the same data, compile, and recompute nothing.
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -77,7 +77,15 @@ def main(options: Options) -> None:
     contenders = _contenders(options)
     conditions = Conditions(options.steps, options.warmup, options.timeout, is_cold=False)
     workload = _workload(options, contenders)
-    prepare_data(workload)
+    jobs = {
+        name: [
+            *workload.overrides(),
+            *contender.resets(),
+            *contender.overrides(options.recipe, options.emulate),
+        ]
+        for name, contender in contenders.items()
+    }
+    prepare_data(list(jobs.values()))
     rows: dict[str, Row] = {}
 
     def add(name: str, run: Callable[..., Row], *arguments: Any) -> None:
@@ -86,10 +94,10 @@ def main(options: Options) -> None:
             _write(rows, workload, options)
 
     for name, contender in contenders.items():
-        overrides = [*workload.overrides(), *contender.overrides(options.recipe, options.emulate)]
-        add(name, run_cell, overrides, conditions, contender.model)
-    if any(CONTENDERS[name].is_composed for name in _cells(rows)):
-        add(OPTIMIZERS, _run_optimizers, workload, options)
+        add(name, run_cell, jobs[name], conditions, contender.model)
+    composed = [name for name in _cells(rows) if CONTENDERS[name].is_composed]
+    if composed:
+        add(OPTIMIZERS, _run_optimizers, jobs[composed[0]], options)
     _print(rows, _composed(rows, options), options.ranks)
     if not _cells(rows):
         raise ValueError("no cell ran")
@@ -146,6 +154,12 @@ def _workload(options: Options, contenders: dict[str, Contender]) -> Workload:
         for text in one.overrides(options.recipe, options.emulate)
     ]
     workload.check_more(decided)
+    of_muon = [setting for setting in options.override if setting.startswith("optimizer.")]
+    if of_muon and any(one.is_composed for one in contenders.values()):
+        raise ValueError(
+            f"--override has {of_muon[0]!r}; Muon's part of a composed step is measured with its "
+            "own defaults: choose other cells (--only)"
+        )
     return workload
 
 
@@ -160,9 +174,8 @@ def _told(name: str, run: Callable[..., Row], *arguments: Any) -> Row:
     return row
 
 
-def _run_optimizers(workload: Workload, options: Options) -> Row:
-    layers = [] if workload.layers is None else ["--layers", str(workload.layers)]
-    arguments = ["--flavor", workload.flavor, *layers, "--ranks", str(options.ranks)]
+def _run_optimizers(job: Sequence[str], options: Options) -> Row:
+    arguments = ["--ranks", str(options.ranks), "--", *job]
     return run_module("titan_motif.bench.composition", arguments, options.timeout)
 
 

@@ -30,13 +30,7 @@ class Cell(NamedTuple):
 
     def resets(self) -> list[str]:
         """Return settings that undo a job's for FP8, which one without FP8 must not have."""
-        if self.precision != "bf16":
-            return []
-        unset = {
-            name: ",".join(value) if isinstance(value, list) else str(value)
-            for name, value in vars(Float8Linear()).items()
-        }
-        return [f"--{FLOAT8}.{name}={text}" for name, text in unset.items()]
+        return without_float8() if self.precision == "bf16" else []
 
     def overrides(self, emulate: bool) -> list[str]:
         """Return the job's settings that make it; `emulate` rounds as FP8 does on any device."""
@@ -56,6 +50,15 @@ class Cell(NamedTuple):
             return [*settings, f"--activation_checkpoint.mode={self.checkpointing}"]
         option = f"--activation_checkpoint.selective_ac_option={self.checkpointing}"
         return [*settings, "--activation_checkpoint.mode=selective", option]
+
+
+def without_float8() -> list[str]:
+    """Return settings that undo whatever a job sets of FP8."""
+    unset = {
+        name: ",".join(value) if isinstance(value, list) else str(value)
+        for name, value in vars(Float8Linear()).items()
+    }
+    return [f"--{FLOAT8}.{name}={text}" for name, text in unset.items()]
 
 
 def cells_of(axes: dict[str, str], cells: str) -> list[Cell]:

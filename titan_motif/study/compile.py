@@ -95,19 +95,24 @@ def main(options: Options) -> None:
         if str(cell) not in results.rows or (options.retry and "error" in results.rows[str(cell)])
     ]
     options.output.mkdir(parents=True, exist_ok=True)
-    prepare_data(workload)
+    jobs = {
+        cell: [*workload.overrides(), *cell.resets(), *cell.overrides(options.emulate)]
+        for cell in cells
+    }
+    prepare_data(list(jobs.values()))
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     if len(due) < len(cells):
         console.print(f"{len(cells) - len(due)} of {len(cells)} cells are there already")
     for number, cell in enumerate(due, start=1):
         begin = time.perf_counter()
         with console.status(f"{number}/{len(due)} {cell}"):
-            overrides = [*workload.overrides(), *cell.resets(), *cell.overrides(options.emulate)]
-            row = run_cell(overrides, conditions)
+            row = run_cell(jobs[cell], conditions)
         results.add(str(cell), row)
         seconds = time.perf_counter() - begin
         console.print(f"{number}/{len(due)}  {cell}  {told_row(row)}  ({seconds:.0f} s)")
     _write_tables(results, options.output)
+    if all("error" in results.rows[str(cell)] for cell in cells):
+        raise ValueError("no cell ran")
 
 
 def _workload(options: Options, cells: list[Cell]) -> Workload:

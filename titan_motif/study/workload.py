@@ -97,12 +97,22 @@ def choose_workload(
     return Workload(flavor, layers, seq_len, batch, None, tuple(more))
 
 
-def prepare_data(workload: Workload) -> None:
-    """Make the built-in corpus if the job reads it and it is not there.
+def prepare_data(jobs: Sequence[Sequence[str]]) -> None:
+    """Make the built-in corpus if the jobs read it and it is not there.
 
-    Raises: ValueError for a workload that no job can have
+    Args:
+        jobs: the settings of each, which read the same data
+    Raises: ValueError if none of them is a job, the first one's
     """
-    training = load_config(workload.overrides(), world_size=1, runs_here=False).training
+    problems = []
+    for overrides in jobs:
+        try:
+            training = load_config(overrides, world_size=1, runs_here=False).training
+            break
+        except ConfigError as error:
+            problems.append(error)
+    else:
+        raise problems[0]
     if training.dataset == "builtin" and not Path(training.dataset_path).exists():
         prepare(training.dataset_path, training.builtin_vocab_size)
 

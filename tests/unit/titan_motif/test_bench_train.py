@@ -100,7 +100,7 @@ def started(monkeypatch) -> list[tuple[str, list[str]]]:
 
     monkeypatch.setattr(train, "run_cell", run)
     monkeypatch.setattr(train, "run_module", run_module)
-    monkeypatch.setattr(train, "prepare_data", lambda workload: None)
+    monkeypatch.setattr(train, "prepare_data", lambda jobs: None)
     return seen
 
 
@@ -119,13 +119,16 @@ def test_all_cells_are_measured_compared_and_written(tmp_path: Path, capsys, sta
     assert models[len(CONTENDERS) :] == ["titan_motif.bench.composition"]
     settings = dict(zip(CONTENDERS, (words for _, words in started), strict=False))
     assert all("--compile.enable=true" in words for words in settings.values())
-    fp8 = "--quantize.linear.float8.recipe_name=rowwise_with_gw_hp"
+    fp8 = "--model.converters=quantize.linear.float8"
     assert [name for name, words in settings.items() if fp8 in words] == [
         name for name in CONTENDERS if name.endswith("fp8")
     ]
+    assert "--quantize.linear.float8.recipe_name=rowwise_with_gw_hp" in settings["ours-fp8"]
     assert "--model.kernels=torch" in settings["ours-plain-bf16"]
     assert "--optimizer.qk_clip=true" in settings["ours-muon-fp8"]
-    assert started[len(CONTENDERS)][1] == ["--flavor", "12_7b", "--layers", "8", "--ranks", "8"]
+    of_optimizers = started[len(CONTENDERS)][1]
+    assert of_optimizers == ["--ranks", "8", "--", *settings["ours-muon-bf16"]]
+    assert "--model.args.n_layers=8" in of_optimizers
 
     content = json.loads(file.read_text())
     assert (content["device"], content["recipe"]) == ("NVIDIA H200", "rowwise_with_gw_hp")
@@ -164,6 +167,7 @@ def test_it_fails_where_no_cell_ran(capsys, monkeypatch, started):
         (["--steps", "0"], "--steps is 0; at least 1 is needed"),
         (["--flavor", "7b"], "--flavor is '7b'; one of debug, "),
         (["--override", "compile.enable=false"], "an option of its own decides that"),
+        (["--override", "optimizer.muon.method=gram"], "measured with its own defaults"),
         (["--json", "/nowhere/table.json"], "the folder /nowhere does not exist"),
     ],
 )

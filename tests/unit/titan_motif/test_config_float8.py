@@ -46,8 +46,23 @@ BAD = {
     ),
     "sizes": (
         [*EMULATED, "--model.args.hidden_dim", "344"],
-        "gives the feed-forward layer 344 columns",
+        "gives layers.0.feed_forward.gate_proj 344 x 160",
         "multiples of 16",
+    ),
+    "the residual stream over two ranks": (
+        [*EMULATED, "--model.args.dim", "168", "--parallelism.tensor_parallel_degree", "2"],
+        "gives layers.0.attention.q_proj 160 x 168",
+        "multiples of 16",
+    ),
+    "a rank's part": (
+        [*EMULATED, "--model.args.hidden_dim", "336", "--parallelism.tensor_parallel_degree", "2"],
+        "tensor_parallel_degree is 2; layers.0.feed_forward.gate_proj would be 168 x 160",
+        "multiples of 16",
+    ),
+    "the head is left out anyway": (
+        [*EMULATED, f"{F8}.filter_fqns", "output"],
+        "filter_fqns has 'output'",
+        "which no linear layer's name has",
     ),
     "every second product": (
         [
@@ -71,6 +86,12 @@ def test_what_cannot_work_is_answered_with_one_line(case, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert found in line
     assert allowed in line
+
+
+def test_layers_that_are_left_out_may_have_any_size():
+    skipped = [f"{F8}.filter_fqns", "feed_forward", "--parallelism.tensor_parallel_degree", "2"]
+    arguments = [*PLAIN, *EMULATED, *skipped, "--model.args.hidden_dim", "336"]
+    assert load_config(arguments, 2).model.args.hidden_dim == 336
 
 
 def test_a_plan_needs_no_gpu_for_float8():

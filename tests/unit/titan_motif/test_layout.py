@@ -87,8 +87,8 @@ BAD_LAYOUTS = {
     ),
     "FP8": (
         2,
-        [TENSOR, "2", "--model.args.hidden_dim", "456", *EMULATED_FP8],
-        "456 columns of the feed-forward layer would be 228 on a rank",
+        [TENSOR, "2", "--model.args.hidden_dim", "464", *EMULATED_FP8],
+        "layers.0.feed_forward.gate_proj would be 232 x 160 on a rank",
         "multiples of 16",
     ),
 }

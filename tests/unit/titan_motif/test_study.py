@@ -167,8 +167,27 @@ def test_the_built_in_corpus_is_made_where_it_is_missing(tmp_path: Path, monkeyp
     monkeypatch.setattr(workload, "prepare", lambda *arguments: made.append(arguments))
     for folder in (tmp_path, tmp_path / "new"):
         more = [f"training.dataset_path={folder}"]
-        workload.prepare_data(workload.choose_workload("debug", more=more))
+        workload.prepare_data([workload.choose_workload("debug", more=more).overrides()])
     assert made == [(str(tmp_path / "new"), 1024)]
+
+
+def test_settings_of_fp8_need_no_file(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(study, "run_cell", lambda overrides, conditions: dict(FIGURES))
+    monkeypatch.setattr(workload, "prepare", lambda *arguments: None)
+    skipped = "quantize.linear.float8.filter_fqns=k_proj"
+    options = ["--emulate", "--override", skipped]
+    both = "eager/torch/bf16/none/sdpa,eager/torch/tensorwise/none/sdpa"
+    assert run_study(tmp_path, "--cells", both, *options) == 0
+    wrong = "quantize.linear.float8.filter_fqns=no_proj"
+    fp8 = ["--cells", "eager/torch/tensorwise/none/sdpa", "--emulate", "--override", wrong]
+    assert run_study(tmp_path / "wrong", *fp8) == 1
+
+
+def test_a_study_in_which_no_cell_ran_has_failed(tmp_path: Path, capsys, measured):
+    assert run_study(tmp_path, "--cells", "eager/torch/rowwise/none/sdpa", "--emulate") == 1
+    told = capsys.readouterr()
+    assert told.err.endswith("error: no cell ran\n")
+    assert "no FP8 | here" in (tmp_path / "results.md").read_text()
 
 
 # ---- what a study keeps and writes
@@ -185,7 +204,7 @@ def measured(monkeypatch) -> list[str]:
         return {"error": "no FP8 | here"} if is_fp8 else dict(FIGURES)
 
     monkeypatch.setattr(study, "run_cell", run)
-    monkeypatch.setattr(study, "prepare_data", lambda workload: None)
+    monkeypatch.setattr(study, "prepare_data", lambda jobs: None)
     return seen
 
 
