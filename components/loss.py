@@ -65,7 +65,8 @@ class LinearCrossEntropy:
         """Return the loss of hidden @ weight.T against the labels.
 
         Shapes: hidden (..., dim), weight (vocab, dim), labels (...) integers, IGNORE_INDEX where a
-                token does not count. With tensor parallelism weight is a DTensor that is sharded by
+                token does not count (an id that is none of the rows gives an infinite loss).
+                With tensor parallelism weight is a DTensor that is sharded by
                 rows, hidden a replicated one; the loss is then the same plain tensor on every rank.
         """
         mesh = None

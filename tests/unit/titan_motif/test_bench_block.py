@@ -8,8 +8,9 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from titan_motif import cli
-from titan_motif.bench import block
+from titan_motif.bench import block, block_cell
 from titan_motif.bench.block_parts import ELEMENTWISE, PARTS, measure_parts
+from titan_motif.model import FLAVORS
 
 
 def shares(function) -> dict[str, float]:
@@ -82,6 +83,27 @@ def test_variants_are_measured_told_written_and_drawn(tmp_path: Path, capsys, mo
     assert content["rows"]["bf16"]["parts_ms"]["products"] == 1.5
     assert content["rows"]["fp8"] == {"error": "FP8 needs a GPU"}
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("variant", ["plain-bf16", "fp8"])
+def test_a_block_is_measured_as_it_is_trained(variant: str, monkeypatch):
+    converted = []
+    monkeypatch.setattr(torch, "compile", lambda module, **options: module)
+    monkeypatch.setattr(block_cell, "BUDGET_MS", 1.0)
+    convert = block_cell.convert_to_float8
+    monkeypatch.setattr(
+        block_cell,
+        "convert_to_float8",
+        lambda model, recipe, emulate: converted.append(convert(model, recipe, emulate=emulate)),
+    )
+    args = FLAVORS["debug"]
+    row = block_cell.measure_block(args, 1, 32, variant, "rowwise", emulate=True)
+    assert len(converted) == (variant == "fp8")
+    assert row["block_ms"] > 0
+    parts = row["parts_ms"]
+    assert all(parts[part] > 0 for part in ("products", "attention, forward", ELEMENTWISE))
+    block_flops = 6 * (4 * 160 * 160 + 3 * 160 * args.hidden_dim)  # at least; heads and head too
+    assert row["tflops"] * 1e9 * row["block_ms"] / 32 > block_flops / 2
 
 
 def test_it_fails_where_no_variant_ran(capsys, monkeypatch):
