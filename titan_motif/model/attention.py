@@ -65,12 +65,36 @@ class Attention(nn.Module):
         exact_above: float | None,
     ) -> tuple[Tensor, AttentionStatistics | None]:  # (batch, seq, dim)
         """Attend; with `exact_above`, also tell the statistics (titan_motif.kernels)."""
+        q, k, v = self.project(x, rotation)
+        out, statistics = self.attend(q, k, v, scalars, documents, exact_above)
+        return self.combine(out, scalars), statistics
+
+    def project(
+        self,
+        x: Tensor,  # (batch, seq, dim)
+        rotation: tuple[Tensor, Tensor],
+    ) -> tuple[Tensor, Tensor, Tensor]:  # (batch, seq, heads or key heads, head_dim) each
+        """Return queries and keys, turned by their positions, and values."""
 
         def heads(projected: Tensor) -> Tensor:
             return projected.unflatten(-1, (-1, self.head_dim))
 
         q, k = rotate(heads(self.q_proj(x)), rotation), rotate(heads(self.k_proj(x)), rotation)
-        v = heads(self.v_proj(x))
+        return q, k, heads(self.v_proj(x))
+
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        scalars: Scalars,
+        documents: Documents | None = None,
+        exact_above: float | None = None,
+    ) -> tuple[Tensor, AttentionStatistics | None]:
+        """Return what the heads find among as many keys, and the statistics that were asked for.
+
+        Shapes: q, k, v as of `project`; out (batch, seq, signal heads, value_dim)
+        """
         asked = {} if exact_above is None else {"with_statistics": True, "exact_above": exact_above}
         if self.head_norm is None:
             out = kernels.attention(q, k, v, documents, **asked)
@@ -79,7 +103,14 @@ class Attention(nn.Module):
             out = kernels.grouped_differential_attention(
                 q, k, v, scalars.lam, self.grouped_ratio, documents, **asked
             )
-        out, statistics = (out, None) if exact_above is None else out
+        return (out, None) if exact_above is None else out
+
+    def combine(
+        self,
+        out: Tensor,  # (batch, seq, signal heads, value_dim)
+        scalars: Scalars,
+    ) -> Tensor:  # (batch, seq, dim)
+        """Normalise what the heads have found, and project it back into the residual stream."""
         if self.head_norm is not None:
             out = self.head_norm(out, scalars.output_scale)
-        return self.o_proj(out.flatten(2)), statistics
+        return self.o_proj(out.flatten(2))
