@@ -64,7 +64,7 @@ def attention(
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (batch, heads, seq, head_dim)
     if mask is not None and q.shape[2] == 1 and q.numel() and not with_bounds:
         # One query: the heads that share keys are queries of one head, and nothing is repeated.
-        # On CPU, 8 heads of 16 that share 2 of 600 keys: 0.24 ms in place of 3.1.
+        # One core of a CPU, 32 heads of 128 that share 8 and have 600 keys: 0.7 ms in place of 2.3.
         shared = q.reshape(len(q), k.shape[1], -1, q.shape[3])
         out = F.scaled_dot_product_attention(shared, k, v, mask)
         return out.flatten(1, 2)[:, None], None

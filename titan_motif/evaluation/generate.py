@@ -1,0 +1,278 @@
+"""`titan-motif generate`: what a trained model makes of a prompt, or of a conversation."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+import titan_motif.device as default_device  # before anything of torchtitan
+
+# isort: split
+import torch
+
+from titan_motif.components.curriculum.tokenizer import DocumentTokenizer, load_tokenizer
+from titan_motif.evaluation.chat import Message, encode_chat, end_of_turn, render_chat
+from titan_motif.evaluation.continuation import Continuation, Speed, continue_prompts
+from titan_motif.evaluation.loading import load_model, tokenizer_folder_of, usable_device
+from titan_motif.evaluation.next_token import Sampling
+from titan_motif.evaluation.text_stream import TextStream
+from titan_motif.model import Motif2Model
+
+
+@dataclass
+class Options:
+    """Continue prompts with a model, from a step of a run or an exported directory.
+
+    One prompt's text is printed while it comes; what it took goes to the standard error.
+
+    Example: titan-motif generate outputs/debug/checkpoint/step-385 --prompt "def main(" --top-p 0.9
+    """
+
+    checkpoint: Annotated[Path, tyro.conf.Positional]
+    """A DCP step, or a directory of safetensors."""
+    prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A text to be continued; given several times, several."""
+    prompts_file: Path | None = None
+    """Prompts, one a line: texts or, in a file that ends in .jsonl, {"prompt": "..."} objects."""
+    chat: bool = False
+    """Take each prompt as a user's turn, in the tokenizer's chat template. Without a prompt, hold a
+    conversation whose turns are the lines of the standard input."""
+    system: str | None = None
+    """What a conversation begins with."""
+    max_new_tokens: int = 256
+    """Most tokens of a continuation."""
+    sampling: Annotated[Sampling, tyro.conf.arg(name="")] = dataclasses.field(
+        default_factory=Sampling
+    )
+    num_samples: int = 1
+    """Continuations of each prompt."""
+    stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """End before this text; given several times, before the first of them. The tokenizer's
+    end-of-text token always ends a text, and its end of a turn a chat's."""
+    batch_size: int = 8
+    """Continuations that run at once; more memory, no other tokens."""
+    tokenizer: Path | None = None
+    """Folder of the tokenizer, where neither the checkpoint nor its run has it."""
+    config: Path | None = None
+    """The model's job, where its folder does not tell its network."""
+    device: str = default_device.device_type
+    """Where to run: cpu, cuda, cuda:1."""
+    dtype: Literal["auto", "same", "bfloat16", "float32", "float64"] = "auto"
+    """Of weights and arithmetic; 'auto' is float32 on a CPU and bfloat16 elsewhere, 'same' that of
+    the files. lambda's vectors and PolyNorm's coefficients stay in float32 at least."""
+    json: Path | None = None
+    """Write texts, tokens and speed to this file."""
+
+
+def main(options: Options) -> None:
+    options.sampling.check()
+    _check(options)
+    folder = tokenizer_folder_of(options.checkpoint, options.tokenizer)
+    tokenizer = load_tokenizer(folder)
+    texts = _texts(options)
+    prompter = _Prompter(options, folder, tokenizer)
+    prompts = [prompter.tokens(text) for text in texts]
+    device = usable_device(options.device)
+    model = load_model(options.checkpoint, options.config, device, _dtype(options.dtype, device))
+    if tokenizer.vocab_size > model.model_args.vocab_size:
+        raise ValueError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} entries; the network knows "
+            f"{model.model_args.vocab_size}"
+        )
+    generator = _Generator(options, model, tokenizer, prompter.stop_tokens)
+    found = generator.continue_all(texts, prompts) if texts else _converse(prompter, generator)
+    print(f"generate: {generator.speed}", file=sys.stderr)
+    if options.json is not None:
+        options.json.write_text(json.dumps(_figures(options, model, generator, found), indent=1))
+
+
+def _check(options: Options) -> None:
+    """Raise ValueError for options that do not go together, before anything is read."""
+    if options.prompt and options.prompts_file is not None:
+        raise ValueError("--prompt and --prompts-file are both given; one of them is needed")
+    if not (options.prompt or options.prompts_file or options.chat):
+        raise ValueError("there is no prompt; --prompt, --prompts-file or --chat is needed")
+    if options.system is not None and not options.chat:
+        raise ValueError("--system is given; it needs --chat")
+    is_conversation = options.chat and not (options.prompt or options.prompts_file)
+    if is_conversation and options.num_samples != 1:
+        raise ValueError(f"--num-samples is {options.num_samples}; a conversation has 1")
+    for name in ("max_new_tokens", "num_samples", "batch_size"):
+        if getattr(options, name) < 1:
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option} is {getattr(options, name)}; at least 1 is needed")
+    if "" in options.stop:
+        raise ValueError("--stop is empty; a text is needed")
+
+
+def _texts(options: Options) -> list[str]:
+    if options.prompts_file is None:
+        return list(options.prompt)
+    file = options.prompts_file
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise ValueError(f"{file}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: is not UTF-8 ({error})") from None
+    texts = [line for line in lines if line.strip()]
+    if file.suffix == ".jsonl":
+        texts = [_prompt_of(file, n, x) for n, x in enumerate(lines, start=1) if x.strip()]
+    if not texts:
+        raise ValueError(f"{file}: holds no prompts")
+    return texts
+
+
+def _prompt_of(file: Path, number: int, line: str) -> str:
+    try:
+        found = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{file}: line {number} is no JSON ({error})") from None
+    if not isinstance(found, dict) or not isinstance(found.get("prompt"), str):
+        raise ValueError(f'{file}: line {number}: an object with a text "prompt" is needed')
+    return found["prompt"]
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype | None:
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    return None if name == "same" else getattr(torch, name)
+
+
+class _Prompter:
+    """Makes tokens of prompts, plain or as turns of a conversation."""
+
+    def __init__(self, options: Options, folder: Path, tokenizer: DocumentTokenizer) -> None:
+        self.folder, self.tokenizer, self.is_chat = folder, tokenizer, options.chat
+        self.stop_tokens = {tokenizer.end_id}
+        if options.chat:
+            ends = end_of_turn(folder, tokenizer.tokenizer)
+            self.stop_tokens |= set() if ends is None else {ends}
+        self.opening: list[Message] = []
+        if options.system is not None:
+            self.opening.append({"role": "system", "content": options.system})
+
+    def tokens(self, text: str, before: Sequence[Message] = ()) -> list[int]:
+        """Return a prompt's tokens; of a chat, those of all turns `before` it too."""
+        if not self.is_chat:
+            return self.tokenizer.tokenizer.encode(text, add_special_tokens=False).ids
+        turn: Message = {"role": "user", "content": text}
+        rendered = render_chat(self.folder, [*self.opening, *before, turn])
+        return encode_chat(self.tokenizer.tokenizer, rendered)
+
+
+class _Generator:
+    """Continues batches of prompts, and prints what comes."""
+
+    def __init__(
+        self,
+        options: Options,
+        model: Motif2Model,
+        tokenizer: DocumentTokenizer,
+        stop_tokens: set[int],
+    ) -> None:
+        self.options, self.model, self.tokenizer = options, model, tokenizer
+        self.stop_tokens, self.speed = stop_tokens, Speed()
+
+    def continue_all(
+        self, texts: Sequence[str], prompts: Sequence[list[int]]
+    ) -> list[dict[str, Any]]:
+        """Return what there is to tell of every prompt, and print it in their order."""
+        samples = self.options.num_samples
+        if len(prompts) * samples == 1:
+            return [_entry(texts[0], self.run(prompts, is_streaming=True))]
+        found = []
+        at_once = max(self.options.batch_size // samples, 1)
+        for begin in range(0, len(prompts), at_once):
+            rows = self.run(prompts[begin : begin + at_once], is_streaming=False)
+            for number in range(len(rows) // samples):
+                here = rows[number * samples : (number + 1) * samples]
+                for continuation, text in here:
+                    told = f", sample {continuation.sample + 1}" if samples > 1 else ""
+                    print(f"--- prompt {begin + number + 1}{told}\n{text}", flush=True)
+                found.append(_entry(texts[begin + number], here))
+        return found
+
+    def run(
+        self, prompts: Sequence[list[int]], is_streaming: bool
+    ) -> list[tuple[Continuation, str]]:
+        """Return the continuations and texts of one batch."""
+        options = self.options
+        num_rows = len(prompts) * options.num_samples
+        streams = [TextStream(self.tokenizer.tokenizer, options.stop) for _ in range(num_rows)]
+
+        def take(row: int, token: int) -> bool:
+            new = streams[row].push(token)
+            if is_streaming:
+                print(new, end="", flush=True)
+            return streams[row].is_stopped
+
+        rows = continue_prompts(
+            self.model,
+            prompts,
+            options.sampling,
+            options.max_new_tokens,
+            stop_tokens=self.stop_tokens,
+            num_samples=options.num_samples,
+            on_token=take,
+            speed=self.speed,
+        )
+        rest = [stream.finish() for stream in streams]
+        if is_streaming:
+            print(rest[0], flush=True)
+        return [(row, stream.text) for row, stream in zip(rows, streams, strict=True)]
+
+
+def _converse(prompter: _Prompter, generator: _Generator) -> list[dict[str, Any]]:
+    """Answer the lines of the standard input, each after all that was said before."""
+    said: list[Message] = []
+    found = []
+    for line in _lines():
+        rows = generator.run([prompter.tokens(line, said)], is_streaming=True)
+        said.append({"role": "user", "content": line})
+        said.append({"role": "assistant", "content": rows[0][1]})
+        found.append(_entry(line, rows))
+    return found
+
+
+def _lines() -> Iterator[str]:
+    """Yield the lines of the standard input that are not empty, asking for them on a terminal."""
+    while True:
+        if sys.stdin.isatty():
+            print("> ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        if not line:
+            return
+        if line.strip():
+            yield line.rstrip("\n")
+
+
+_ENDINGS = {"length": "length", "stop_token": "stop_token", "caller": "stop_string"}
+
+
+def _entry(prompt: str, rows: Sequence[tuple[Continuation, str]]) -> dict[str, Any]:
+    samples = [
+        {"text": text, "tokens": row.tokens, "ended_by": _ENDINGS[row.ended_by]}
+        for row, text in rows
+    ]
+    return {"prompt": prompt, "prompt_tokens": len(rows[0][0].prompt), "samples": samples}
+
+
+def _figures(
+    options: Options, model: Motif2Model, generator: _Generator, found: list[dict[str, Any]]
+) -> dict[str, Any]:
+    speed, weight = generator.speed, model.norm.weight
+    return {
+        "checkpoint": str(options.checkpoint),
+        "device": str(weight.device),
+        "dtype": str(weight.dtype).removeprefix("torch."),
+        "sampling": dataclasses.asdict(options.sampling),
+        **dataclasses.asdict(speed),
+        "tokens_per_second": speed.new_tokens / max(speed.new_seconds, 1e-9),
+        "prompts": found,
+    }

@@ -1,0 +1,93 @@
+"""A trained model, whole and on one device, and its tokenizer, from what a run has written."""
+
+from pathlib import Path
+
+import titan_motif.device  # noqa: F401  (before anything of torchtitan)
+
+# isort: split
+import torch
+
+from titan_motif.components.curriculum.tokenizer import DocumentTokenizer, load_tokenizer
+from titan_motif.components.progress import byte_progress
+from titan_motif.config_loading import load_config
+from titan_motif.interchange.model_files import open_model
+from titan_motif.model import Motif2Model
+
+RESOLVED = "config.resolved.toml"
+
+
+def load_model(
+    path: str | Path,
+    config: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+) -> Motif2Model:
+    """Return a model in eval mode, from a DCP step of any number of ranks or from safetensors.
+
+    Memory is that of the model and of one tensor. lambda's vectors and PolyNorm's coefficients are
+    in float32 at least, as in training.
+
+    Args:
+        config: a job's TOML file that tells the network, where the folder does not
+        dtype:  of all other parameters, and of the arithmetic; None is that of the files
+    Raises: ValueError, one line, naming the file or the tensor that is wrong, or the device
+    """
+    device = usable_device(device)
+    files = open_model(path, config)
+    dtype = files.dtype if dtype is None else dtype
+    with torch.device("meta"):
+        model = Motif2Model(files.args)
+    model.to(dtype)
+    model.scalars.float()  # lambda's constants are rounded to float32, as the trainer has them
+    model.to_empty(device=device)
+    model.scalars.reset_buffers()
+    model.attention_record.reset()
+    model.scalars.to(torch.promote_types(dtype, torch.float32))
+    with torch.no_grad(), byte_progress("reading", files.num_bytes) as advance:
+        for name, parameter in model.named_parameters():
+            parameter.copy_(files.read_finite(name))
+            advance(files.tensors[name].num_bytes)
+    return model.requires_grad_(False).eval()
+
+
+def usable_device(device: str | torch.device) -> torch.device:
+    """Return a device that is there; ValueError, one line, if it is not."""
+    try:
+        found = torch.device(device)
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"--device is {str(device)!r}; it cannot be used ({reason})") from None
+    return found
+
+
+def tokenizer_folder_of(path: str | Path, chosen: str | Path | None = None) -> Path:
+    """Return the folder of a model's tokenizer: the chosen one, its own, or its run's.
+
+    Raises: ValueError, one line, if none of them holds tokenizer.json
+    """
+    path = Path(path)
+    if chosen is not None or (path / "tokenizer.json").is_file():
+        return _with_tokenizer(path if chosen is None else Path(chosen), "--tokenizer")
+    resolved = path.absolute().parent.parent / RESOLVED
+    if not resolved.is_file():
+        raise ValueError(
+            f"{path}: what tokenizer it has is not known: neither tokenizer.json in it nor the "
+            f"run's {RESOLVED} two folders above; name its folder with --tokenizer"
+        )
+    job = load_config(["--job.config_file", str(resolved)], None, runs_here=False)
+    return _with_tokenizer(Path(job.model.hf_assets_path), f"{resolved}: model.hf_assets_path")
+
+
+def tokenizer_of(path: str | Path, chosen: str | Path | None = None) -> DocumentTokenizer:
+    """Return the tokenizer in `tokenizer_folder_of` the same."""
+    return load_tokenizer(tokenizer_folder_of(path, chosen))
+
+
+def _with_tokenizer(folder: Path, named_by: str) -> Path:
+    if not (folder / "tokenizer.json").is_file():
+        raise ValueError(
+            f"{named_by} is {str(folder)!r}; it holds no tokenizer.json: name the tokenizer's "
+            "folder with --tokenizer"
+        )
+    return folder
