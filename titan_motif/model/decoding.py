@@ -52,6 +52,8 @@ class KeyValueCache:
 
     def repeat(self, times: int) -> None:
         """Make every row so many rows, one after another."""
+        if times == 1:
+            return
         self.keys = self.keys.repeat_interleave(times, dim=1)
         self.values = self.values.repeat_interleave(times, dim=1)
 
