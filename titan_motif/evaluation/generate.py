@@ -16,7 +16,8 @@ import titan_motif.device as default_device  # before anything of torchtitan
 import torch
 
 from titan_motif.components.curriculum.tokenizer import DocumentTokenizer, load_tokenizer
-from titan_motif.evaluation.chat import Message, encode_chat, end_of_turn, render_chat
+from titan_motif.components.sft.conversations import Message
+from titan_motif.evaluation.chat import ChatPrompts
 from titan_motif.evaluation.continuation import Continuation, Speed, continue_prompts
 from titan_motif.evaluation.loading import load_model, tokenizer_folder_of, usable_device
 from titan_motif.evaluation.next_token import Sampling
@@ -148,10 +149,11 @@ class _Prompter:
     """Makes tokens of prompts, plain or as turns of a conversation."""
 
     def __init__(self, options: Options, folder: Path, tokenizer: DocumentTokenizer) -> None:
-        self.folder, self.tokenizer, self.is_chat = folder, tokenizer, options.chat
+        self.tokenizer = tokenizer
+        self.chat = ChatPrompts(folder) if options.chat else None
         self.stop_tokens = {tokenizer.end_id}
-        if options.chat:
-            ends = end_of_turn(folder, tokenizer.tokenizer)
+        if self.chat is not None:
+            ends = self.chat.end_of_turn()
             self.stop_tokens |= set() if ends is None else {ends}
         self.opening: list[Message] = []
         if options.system is not None:
@@ -159,11 +161,10 @@ class _Prompter:
 
     def tokens(self, text: str, before: Sequence[Message] = ()) -> list[int]:
         """Return a prompt's tokens; of a chat, those of all turns `before` it too."""
-        if not self.is_chat:
+        if self.chat is None:
             return self.tokenizer.tokenizer.encode(text, add_special_tokens=False).ids
         turn: Message = {"role": "user", "content": text}
-        rendered = render_chat(self.folder, [*self.opening, *before, turn])
-        return encode_chat(self.tokenizer.tokenizer, rendered)
+        return self.chat.tokens([*self.opening, *before, turn])
 
 
 class _Generator:

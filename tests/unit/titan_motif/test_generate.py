@@ -15,7 +15,6 @@ import titan_motif.device  # noqa: F401
 # isort: split
 from titan_motif import cli
 from titan_motif.components.curriculum.tokenizer import (
-    SPECIAL_TOKENS,
     load_tokenizer,
     save_tokenizer,
     train_tokenizer,
@@ -23,7 +22,7 @@ from titan_motif.components.curriculum.tokenizer import (
 from titan_motif.components.dcp_files import write_dcp
 from titan_motif.components.safetensors_files import TensorShape
 from titan_motif.evaluation import continuation
-from titan_motif.evaluation.chat import encode_chat, end_of_turn, render_chat
+from titan_motif.evaluation.chat import ChatPrompts
 from titan_motif.evaluation.continuation import Speed, continue_prompts
 from titan_motif.evaluation.loading import load_model, tokenizer_of
 from titan_motif.evaluation.next_token import Sampling, draw, generator_of, token_probabilities
@@ -341,23 +340,18 @@ def test_a_stream_ends_before_a_stop_text(tokenizer_folder: Path):
 
 
 def test_a_chats_template_and_its_end(tokenizer_folder: Path, tmp_path: Path):
-    messages = [{"role": "system", "content": "Be."}, {"role": "user", "content": "Hi"}]
-    text = render_chat(tokenizer_folder, messages)
-    assert text == "<|system|>\nBe.<|end|>\n<|user|>\nHi<|end|>\n<|assistant|>\n"
+    messages = [{"role": "system", "content": "Be."}, {"role": "user", "content": "the cat"}]
     tokenizer = load_tokenizer(tokenizer_folder).tokenizer
-    end = SPECIAL_TOKENS.index("<|end|>")
-    assert end_of_turn(tokenizer_folder, tokenizer) == end
-    assert encode_chat(tokenizer, text).count(end) == 2
-    assert end not in tokenizer.encode(text).ids  # elsewhere it is text
-    with pytest.raises(ValueError, match="the chat template failed: no role king; system"):
-        render_chat(tokenizer_folder, [{"role": "king", "content": ""}])
-    with pytest.raises(ValueError, match="has no chat_template; --chat needs one"):
-        render_chat(tmp_path, messages)
-    (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content | tojson }}{{ ''.pop }}")
-    assert render_chat(tmp_path, messages) == '"Be."'
-    (tmp_path / "chat_template.jinja").write_text("{{ ''.__class__.__mro__ }}")
-    with pytest.raises(ValueError, match="the chat template failed: access to attribute"):
-        render_chat(tmp_path, messages)
+    chat, end = ChatPrompts(tokenizer_folder), tokenizer.token_to_id("<|end|>")
+    tokens = chat.tokens(messages)
+    text = "<|system|>\nBe.<|end|>\n<|user|>\nthe cat<|end|>\n<|assistant|>\n"
+    assert tokenizer.decode(tokens, skip_special_tokens=False) == text
+    assert chat.end_of_turn() == end
+    assert tokens.count(end) == 2
+    with pytest.raises(ValueError, match="the template refuses it: no role king; system"):
+        chat.tokens([{"role": "king", "content": ""}])
+    with pytest.raises(ValueError, match="no such file; a tokenizer folder holds"):
+        ChatPrompts(tmp_path)
 
 
 # ---- loading
@@ -473,9 +467,8 @@ def test_a_conversation_remembers_what_was_said(folder: Path, monkeypatch, capsy
         {"role": "assistant", "content": text},
         {"role": "user", "content": "the cat"},
     ]
-    tokenizer = load_tokenizer(folder).tokenizer
     for turn, length in ((first, 2), (second, 4)):
-        rendered = encode_chat(tokenizer, render_chat(folder, said[:length]))
+        rendered = ChatPrompts(folder).tokens(said[:length])
         assert turn["prompt_tokens"] == len(rendered)
     # One turn by itself is the conversation's first.
     assert generate(folder, "--chat", "--prompt", "the dog", *more) == 0
