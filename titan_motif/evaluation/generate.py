@@ -89,7 +89,8 @@ def main(options: Options) -> None:
     found = generator.continue_all(texts, prompts) if texts else _converse(prompter, generator)
     print(f"generate: {generator.speed}", file=sys.stderr)
     if options.json is not None:
-        options.json.write_text(json.dumps(_figures(options, model, generator, found), indent=1))
+        figures = _figures(options, model, generator, found)
+        options.json.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 def _check(options: Options) -> None:

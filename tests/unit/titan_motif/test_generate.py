@@ -54,6 +54,15 @@ NETWORKS = {
 GREEDY = Sampling(temperature=0)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Several threads only wait for each other on tensors this small."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def network(name: str) -> Motif2Model:
     """A float64 model of random weights."""
     return random_model(Motif2ModelArgs(**SIZES, **NETWORKS[name])).eval()
