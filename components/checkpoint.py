@@ -29,6 +29,7 @@ from titan_motif.components.saved_steps import (
     is_safetensors,
     saved_steps,
     space_problem,
+    step_to_begin_from,
 )
 from titan_motif.components.seal import break_seal, content_problem, is_sealed, seal_folder
 from titan_motif.components.sealing_writer import SealingWriter
@@ -207,6 +208,7 @@ class CompleteStepCheckpointManager(CheckpointManager):
             )
         if is_safetensors(Path(path)) and not self.initial_load_in_hf:
             raise CheckpointError(f"{path}: holds safetensors; set checkpoint.initial_load_in_hf")
+        path = _from_first_rank(lambda: step_to_begin_from(path))
         constants_problem = getattr(self.sd_adapter, "constants_problem", lambda folder: None)
         problem = _from_first_rank(lambda: beginning_problem(path) or constants_problem(Path(path)))
         if problem:

@@ -59,6 +59,18 @@ def saved_steps(folder: str | Path) -> list[SavedStep]:
     return sorted(found, key=lambda saved: saved.step, reverse=True)
 
 
+def step_to_begin_from(path: str | Path) -> str:
+    """Return a directory to begin from: of a run's checkpoint folder its newest usable step.
+
+    What is no such folder, or has no usable step, is returned as it is: `beginning_problem` tells.
+    """
+    path = Path(path)
+    if (path / METADATA).is_file() or is_safetensors(path):
+        return str(path)
+    usable = (saved.path for saved in saved_steps(path) if saved.problem is None)
+    return next(usable, str(path))
+
+
 def is_safetensors(path: Path) -> bool:
     """Return whether a directory holds safetensors, or their index."""
     return any(path.glob("model*.safetensors")) or (path / "model.safetensors.index.json").is_file()

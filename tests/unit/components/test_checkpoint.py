@@ -153,6 +153,17 @@ def test_beginning_from_another_runs_weights(job, folder: Path, tmp_path: Path):
     assert begun.manager.load() is True
     assert torch.equal(begun.model.weight, saved.model.weight)
     assert begun.state.step == 0
+    # A run's checkpoint folder stands for its newest step that is whole.
+    later = saved.train(20)
+    weights = later.model.weight.clone()
+    for newest in (weights, None):
+        begun = job(initial_load_path=str(folder), folder="elsewhere")
+        assert begun.manager.load() is True
+        if newest is not None:
+            assert torch.equal(begun.model.weight, newest)
+            drop_metadata(folder / "step-20")
+        else:
+            assert not torch.equal(begun.model.weight, weights)
     with pytest.raises(CheckpointError, match="the checkpoint to begin from is no directory"):
         job(initial_load_path="/nowhere", folder="elsewhere").manager.load()
     (tmp_path / "elsewhere").mkdir()
