@@ -19,6 +19,7 @@ from titan_motif.components.curriculum.manifest import (
 )
 from titan_motif.components.curriculum.sources import TokenFile
 from titan_motif.components.curriculum.tokenizer import load_tokenizer
+from titan_motif.data.inspect_chat import inspect_chat
 
 SAMPLE_TOKENS = 200
 """What is shown of a document."""
@@ -38,6 +39,8 @@ class Options:
     """Folder of the tokenizer that it was prepared with; without it samples are token ids."""
     samples: int = 3
     """Documents of the training split to show."""
+    chat: bool = False
+    """Of packed conversations: show samples, what is learnt of them in colour."""
     verify: bool = False
     """Read every file whole and compare its hash with the manifest's."""
     json: Path | None = None
@@ -47,7 +50,13 @@ class Options:
 def main(options: Options) -> None:
     if options.samples < 0:
         raise ValueError(f"--samples is {options.samples}; at least 0 is needed")
+    if options.chat:
+        content = inspect_chat(options.path, options.tokenizer, options.samples)
+        _finish(options, load_manifest(options.path), content)
+        return
     manifest = _manifest(options)
+    if "chat" in manifest:
+        raise ValueError(f"{options.path}: holds packed conversations; --chat shows them")
     found = {
         name: _counts(options.path / name, manifest)
         for name in SPLITS
@@ -59,10 +68,16 @@ def main(options: Options) -> None:
     for sample in samples:
         print(f"\n--- document {sample['document']}, {sample['tokens']:,} tokens")
         print(sample["text"] if "text" in sample else " ".join(map(str, sample["ids"])))
+    kept = ("licences", "duplicates", "deduplicated", "empty", "bad_lines", "tokenizer")
+    content = {"splits": found, "samples": samples}
+    content |= {name: manifest[name] for name in kept if name in manifest}
+    _finish(options, manifest, content)
+
+
+def _finish(options: Options, manifest: dict[str, Any], content: dict[str, Any]) -> None:
+    """Write the JSON file, and verify, where that is asked for."""
     if options.json is not None:
-        kept = ("licences", "duplicates", "deduplicated", "empty", "bad_lines", "tokenizer")
-        content = {"path": str(options.path), "splits": found, "samples": samples}
-        content |= {name: manifest[name] for name in kept if name in manifest}
+        content = {"path": str(options.path), **content}
         options.json.write_text(json.dumps(content, indent=1) + "\n")
     if options.verify:
         _verify(options.path, manifest)

@@ -35,17 +35,8 @@ seq_len = 64
 """
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory) -> Path:
-    from titan_motif.components.curriculum.tokenizer import save_tokenizer, train_tokenizer
-
-    folder = tmp_path_factory.mktemp("tokenizer")
-    save_tokenizer(train_tokenizer(["the cat sat on the mat and the rat ran " * 9], 280), folder)
-    return folder
-
-
 @pytest.fixture
-def job(tokenizer: Path, tmp_path: Path) -> list[str]:
+def job(tiny_tokenizer: Path, tmp_path: Path) -> list[str]:
     """The arguments of a job on 40 conversations."""
     rows = [
         {
@@ -58,7 +49,7 @@ def job(tokenizer: Path, tmp_path: Path) -> list[str]:
     ]
     (tmp_path / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     file = tmp_path / "job.toml"
-    file.write_text(JOB.format(tokenizer=tokenizer, folder=tmp_path))
+    file.write_text(JOB.format(tokenizer=tiny_tokenizer, folder=tmp_path))
     return ["--job.config_file", str(file)]
 
 
@@ -83,12 +74,12 @@ def test_a_job_is_packed_before_it_starts_and_then_counts_its_steps(
     assert capsys.readouterr().err == ""
 
 
-def test_a_run_is_told_which_tokens_belong_together(job: list[str], tokenizer: Path):
+def test_a_run_is_told_which_tokens_belong_together(job: list[str], tiny_tokenizer: Path):
     from torchtitan.components.tokenizer import HuggingFaceTokenizer
 
     assert check_config.main(["--world-size", "2", *job]) == 0
     config = load_config(job, 2)
-    documents = document_inputs(HuggingFaceTokenizer(str(tokenizer)), config)
+    documents = document_inputs(HuggingFaceTokenizer(str(tiny_tokenizer)), config)
     inputs, labels = next(iter(build_loader(config, 0, 2, documents)))
     ids, positions = inputs["document_ids"], inputs["positions"]
     assert inputs["input"].shape == labels.shape == (2, 64)
