@@ -21,7 +21,8 @@ from typing import Any
 from titan_motif.corpus import code, english, mathematics
 from titan_motif.corpus.sums import answer, question, split_sums
 
-NUM_SUMS, NUM_PROBLEMS, NUM_TEXTS = 6000, 1500, 1000
+NUM_SUMS, NUM_PROBLEMS, NUM_TEXTS = 9600, 120, 80
+"""Of the first stage; enough sums for 1.5 million parameters to learn how to add."""
 SHARE_OF_REPEATS = 0.1
 SHARE_OF_WRONG = 0.05
 WORDS_ASKED, WORDS_SHOWN = 6, 14
@@ -42,7 +43,7 @@ def stage_1(seed: int = 0) -> Iterator[Row]:
 def stage_2(seed: int = 0) -> Iterator[Row]:
     """Yield the second stage's conversations, mixed, some of them of no use."""
     draw = random.Random(seed + 1)
-    good = [*_sums(NUM_SUMS // 2, draw), *_problems(NUM_PROBLEMS, seed + 1, reasons=True)]
+    good = [*_sums(NUM_SUMS // 3, draw), *_problems(2 * NUM_PROBLEMS, seed + 1, reasons=True)]
     repeats = [dict(row) for row in draw.sample(good, round(SHARE_OF_REPEATS * len(good)))]
     rows = [*good, *repeats, *_wrong(draw.sample(good, round(SHARE_OF_WRONG * len(good))))]
     draw.shuffle(rows)
@@ -104,7 +105,7 @@ def _wrong(rows: list[Row]) -> list[Row]:
     spoilt = []
     for number, row in enumerate(rows):
         asked, said = row["messages"]
-        wrong = str(row["answer"] + 1 + number % 7)
+        wrong = row["answer"] + 1 + number % 7
         content = "" if number % 3 == 0 else f"Answer: {wrong}."
         spoilt.append(row | {"messages": [asked, said | {"content": content}]})
     return spoilt
