@@ -26,6 +26,7 @@ COMMANDS = {
     "data prepare": ("titan_motif.data.prepare", "documents to the tokens that a run reads"),
     "data train-tokenizer": ("titan_motif.data.train_tokenizer", "a byte-level BPE of any size"),
     "data inspect": ("titan_motif.data.inspect", "what a prepared source holds"),
+    "data prune": ("titan_motif.data.prune", "conversations without those that add little"),
     "bench poly-norm": ("titan_motif.bench.poly_norm", "PolyNorm beside torch.compile and Liger"),
     "bench attention": (
         "titan_motif.bench.attention",
