@@ -15,6 +15,8 @@ Verdict = Literal["equal", "different", "unknown"]
 _NUMBER = re.compile(r"(?<![\w.])[-−]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?")  # noqa: RUF001
 _MARKED = re.compile(r"\banswer\s*\**\s*:|\banswer\s+is\b|####", re.IGNORECASE)
 _FRACTION = re.compile(r"\\[dt]?frac\s*\{(-?\d+)\}\s*\{(\d+)\}")
+_MAX_DIGITS = 100
+"""Of a result; longer ones are no numbers."""
 _WORDS = ({"yes", "no"}, {"true", "false"})
 _WRAPPER = re.compile(r"\\(?:text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}")
 
@@ -90,6 +92,8 @@ def _last_number(text: str) -> Fraction | None:
 
 
 def _fraction(digits: str) -> Fraction | None:
+    if len(digits) > _MAX_DIGITS:
+        return None
     try:
         top, _, bottom = digits.replace(",", "").replace("−", "-").partition("/")  # noqa: RUF001
         return Fraction(top) / Fraction(bottom or 1)

@@ -2,6 +2,7 @@
 
 import random
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -49,19 +50,25 @@ def finding(row: dict, **rules):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("So 2 + 2 = 5.", "2 + 2 = 5 is 4"),
-        ("2 + 3 * 4 = 20", "2 + 3 * 4 = 20 is 14"),
-        ("3x4=13", "3x4=13 is 12"),
-        (r"\(3 \times 4 = 14\)", r"3 \times 4 = 14 is 12"),
-        ("5 − 3 = 4", "5 − 3 = 4 is 2"),  # noqa: RUF001
-        ("3 - 5 = 2", "3 - 5 = 2 is -2"),
-        ("-3 + 5 = 8", "-3 + 5 = 8 is 2"),
-        ("1,200 + 300 = 1,600", "1,200 + 300 = 1,600 is 1500"),
-        ("$5 + $3 = $9", "$5 + $3 = $9 is 8"),
-        ("2.5 * 3.33 = 8.2", "2.5 * 3.33 = 8.2 is 8.325"),
-        ("1. 3 + 4 = 8 apples", "3 + 4 = 8 is 7"),
-        ("* 3 + 4 = 8", "3 + 4 = 8 is 7"),
-        ("3 + 4 = 7 and 4 + 4 = 9", "4 + 4 = 9 is 8"),
+        ("So 2 + 2 = 5.", "2 + 2 = 5: 4 is not 5"),
+        ("2 + 3 * 4 = 20", "2 + 3 * 4 = 20: 14 is not 20"),
+        ("3x4=13", "3x4 = 13: 12 is not 13"),
+        (r"\(3 \times 4 = 14\)", r"3 \times 4 = 14: 12 is not 14"),
+        ("5 − 3 = 4", "5 − 3 = 4: 2 is not 4"),  # noqa: RUF001
+        ("3 - 5 = 2", "3 - 5 = 2: -2 is not 2"),
+        ("-3 + 5 = 8", "-3 + 5 = 8: 2 is not 8"),
+        ("1,200 + 300 = 1,600", "1,200 + 300 = 1,600: 1500 is not 1600"),
+        ("$5 + $3 = $9", "$5 + $3 = $9: 8 is not 9"),
+        ("2.5 * 3.33 = 8.2", "2.5 * 3.33 = 8.2: 8.325 is not 8.2"),
+        ("1. 3 + 4 = 8 apples", "3 + 4 = 8: 7 is not 8"),
+        ("* 3 + 4 = 8", "3 + 4 = 8: 7 is not 8"),
+        ("3 + 4 = 7 and 4 + 4 = 9", "4 + 4 = 9: 8 is not 9"),
+        ("3 + 4 = 8\n- 2 left", "3 + 4 = 8: 7 is not 8"),
+        ("---\n3 + 4 = 8", "3 + 4 = 8: 7 is not 8"),
+        ("- 3 + 4 = 7\n- 7 + 4 = 12", "7 + 4 = 12: 11 is not 12"),
+        ("8 = 3 + 4", "8 = 3 + 4: 8 is not 7"),
+        ("6 x 91 = 6 x 90 + 6 x 1 = 540 + 6 = 547", "540 + 6 = 547: 546 is not 547"),
+        ("6 x 91 = 6 x 90 + 7 = 547", "6 x 91 = 6 x 90 + 7: 546 is not 547"),
     ],
 )
 def test_a_wrong_sum_is_told_with_its_value(text: str, told: str):
@@ -75,7 +82,14 @@ def test_a_wrong_sum_is_told_with_its_value(text: str, told: str):
         *("3 - 5 = −2", "2.5 * 3.33 = 8.3", "0.1 + 0.2 = 0.3", "- 3 + 4 = 1", "- 3 + 4 = 7"),  # noqa: RUF001
         # Parts of longer terms, and what is no statement.
         *("2^3 * 2 = 16", "1/2 * 4 = 2", "x - 3 + 5 = 9", "10 - 3 + 5 = 12", "2x + 3 = 9"),
-        *("3 + 4 = 8x", "3 + 4 = 10/2", "12 * 12 = 143 + 1 = 144", "5! - 3 = 117", "f(3) + 4 = 9"),
+        *(
+            "3 + 4 = 8x",
+            "3 + 4 = 10/2",
+            "3 * 5 = 15 + 2 = 17",
+            "6 x 91 = 6 x 90 + 6 = 546",
+            "5! - 3 = 117",
+            "f(3) + 4 = 9",
+        ),
         *("3 + 4 == 8", "3 + 4 >= 9", "Is 3 + 4 = 8?", "7 * 3 = 1 (mod 5)", "0x10 = 16"),
         *("1 + 1 = 10 in binary", "3 + 4 = 8%", "2 * (3 + 4) = 14", r"3 * 4 = 1\frac{1}{2}"),
     ],
@@ -122,6 +136,16 @@ def test_what_is_right_or_uncertain_is_no_wrong_sum(text: str):
 )
 def test_an_answer_against_its_expected_result(expected, answer: str, verdict: str):
     assert check_answer(expected, answer)[0] == verdict
+
+
+def test_hostile_texts_take_no_time_and_no_number_is_too_long():
+    begin = time.perf_counter()
+    for text in ("1+" * 20_000 + "1 = 3", "9" * 60_000 + " + 1 = 3", "1,111" + ",111" * 20_000):
+        assert list(wrong_sums(text)) == []
+        assert check_answer("1", text)[0] == "different"
+    assert check_answer("1", "\\boxed{" * 5000 + "2")[0] == "different"
+    assert check_answer("1", "\\boxed{" + "9" * 9000 + "}")[0] == "unknown"
+    assert time.perf_counter() - begin < 3
 
 
 def test_a_result_is_told_as_it_was_read():
@@ -203,7 +227,7 @@ def test_repetition_is_looked_for_in_reasoning_too():
 def test_the_first_rule_in_their_order_counts():
     row = ask("q", "2 + 2 = 5", answer=4)
     assert finding(row) == ("answer", "5, where 4 is expected")
-    assert finding(row, answer_field="result") == ("arithmetic", "message 2: 2 + 2 = 5 is 4")
+    assert finding(row, answer_field="result") == ("arithmetic", "message 2: 2 + 2 = 5: 4 is not 5")
     assert finding(row, answer_field="", arithmetic=False) is None
     assert finding(row, min_words=9) == ("length", "message 2 has 3 words, under 9")
     assert examine(conversation(row), row, PruneRules()).is_checked

@@ -93,7 +93,7 @@ def test_what_stays_is_unchanged_and_what_goes_is_listed(lines, tmp_path: Path, 
     assert found[0]["detail"] == f"as {first}, line 4"
     assert found[1]["detail"] == "no field 'messages'; its fields are text"
     assert found[2]["detail"] == "message 2 has no text"
-    assert found[3]["detail"] == "message 2: 2 + 2 = 5 is 4"
+    assert found[3]["detail"] == "message 2: 2 + 2 = 5: 4 is not 5"
     assert found[4]["detail"] == "41, where 42 is expected"
     assert found[6]["detail"] == f"{35 / 36:.3f} like {first}, line 8"
     report = json.loads((tmp_path / "out" / "report.json").read_text())
