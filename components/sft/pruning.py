@@ -20,6 +20,8 @@ from titan_motif.components.sft.repetition import (
 )
 from titan_motif.components.sft.words import normalized, words_of
 
+# ASSUMPTION: the report leaves out what is redundant or of low utility by diversity, coherence and
+# fidelity, and names no measure; the rules, and where they draw the line, are ours.
 RULES = {
     "bad": "holds no conversation",
     "empty": "an answer without text",

@@ -77,6 +77,7 @@ class LossJudge:
         batch_tokens: int,
     ) -> None:
         folder = tokenizer_folder_of(model, tokenizer)
+        self.name = str(model)
         self.template = load_template(folder, chat_template)
         place = usable_device(device)
         if dtype == "auto":
@@ -138,6 +139,7 @@ def drop_by_loss(
         selection.drops[number] = Drop("loss", detail)
     shown = {name: float(np.quantile(known, share)) for name, share in _TOLD.items() if len(known)}
     return {
+        "model": judge.name,
         "bounds": asdict(bounds),
         "limits": {"least": least, "most": None if math.isinf(most) else most},
         "rows": len(known),

@@ -62,9 +62,9 @@ def _losses(model: Motif2Model, samples: Sequence[Sample], max_tokens: int) -> l
         return [None] * len(samples)
     tokens = tokens.to(device)
     rows, columns = (index.to(device) for index in is_learnt.nonzero(as_tuple=True))
-    nats = _nats(model(tokens), tokens, rows, columns)
-    sums = torch.zeros(len(samples), dtype=torch.float64, device=device)
-    sums.index_add_(0, rows, nats.double())
+    nats = _nats(model(tokens), tokens, rows, columns).double().cpu()
+    sums = torch.zeros(len(samples), dtype=torch.float64)
+    sums.index_add_(0, rows.cpu(), nats)  # on a GPU, in any order
     counts = is_learnt.sum(dim=1).tolist()
     return [
         total / count if count else None for total, count in zip(sums.tolist(), counts, strict=True)

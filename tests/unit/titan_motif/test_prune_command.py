@@ -205,6 +205,15 @@ def test_half_a_surrogate_pair_beside_the_messages_is_kept(lines, tmp_path: Path
 # ---- the loss
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Models as small as these run ten times as long on two threads of a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
     """An exported model of random weights, its tokenizer in it."""
@@ -280,6 +289,9 @@ def test_rows_out_of_the_bounds_of_the_loss_go(
         assert told["detail"] == f"{losses[line - 1]:.4f} nats a token, {side}"
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["dropped"]["loss"] == 12
+    assert report["loss"]["model"] == str(checkpoint)
+    limits = {"least": pytest.approx(least), "most": pytest.approx(most)}
+    assert report["loss"]["limits"] == limits
     assert report["loss"]["nats"]["median"] == pytest.approx(sum(ordered[9:11]) / 2)
     assert "prune: nats a token of 20 rows: p1 " in capsys.readouterr().out
 
