@@ -19,6 +19,7 @@ COMMANDS = {
     "import": ("titan_motif.interchange.importing", "safetensors as a step to begin from"),
     "average": ("titan_motif.interchange.average", "the mean of the weights of several steps"),
     "generate": ("titan_motif.evaluation.generate", "what a model makes of a prompt, or a chat"),
+    "evaluate": ("titan_motif.evaluation.evaluate", "benchmarks, by lm-evaluation-harness"),
     "seal": ("titan_motif.seal_command", "seal a checkpoint that something else wrote"),
     "data preview": ("titan_motif.data.preview", "mixture, length, batch, rate over a run"),
     "data trace": ("titan_motif.data.trace", "which documents the sequences of a step hold"),

@@ -13,13 +13,16 @@ import tyro
 import titan_motif.device as default_device  # before anything of torchtitan
 
 # isort: split
-import torch
-
 from titan_motif.components.curriculum.tokenizer import DocumentTokenizer, load_tokenizer
 from titan_motif.components.sft.conversations import Message
 from titan_motif.evaluation.chat import ChatPrompts
 from titan_motif.evaluation.continuation import Continuation, Speed, continue_prompts
-from titan_motif.evaluation.loading import load_model, tokenizer_folder_of, usable_device
+from titan_motif.evaluation.loading import (
+    dtype_named,
+    load_model,
+    tokenizer_folder_of,
+    usable_device,
+)
 from titan_motif.evaluation.next_token import Sampling
 from titan_motif.evaluation.text_stream import TextStream
 from titan_motif.model import Motif2Model
@@ -79,7 +82,9 @@ def main(options: Options) -> None:
     prompter = _Prompter(options, folder, tokenizer)
     prompts = [prompter.tokens(text) for text in texts]
     device = usable_device(options.device)
-    model = load_model(options.checkpoint, options.config, device, _dtype(options.dtype, device))
+    model = load_model(
+        options.checkpoint, options.config, device, dtype_named(options.dtype, device)
+    )
     if tokenizer.vocab_size > model.model_args.vocab_size:
         raise ValueError(
             f"{folder}: the tokenizer has {tokenizer.vocab_size} entries; the network knows "
@@ -138,12 +143,6 @@ def _prompt_of(file: Path, number: int, line: str) -> str:
     if not isinstance(found, dict) or not isinstance(found.get("prompt"), str):
         raise ValueError(f'{file}: line {number}: an object with a text "prompt" is needed')
     return found["prompt"]
-
-
-def _dtype(name: str, device: torch.device) -> torch.dtype | None:
-    if name == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    return None if name == "same" else getattr(torch, name)
 
 
 class _Prompter:

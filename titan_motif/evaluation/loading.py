@@ -61,6 +61,13 @@ def usable_device(device: str | torch.device) -> torch.device:
     return found
 
 
+def dtype_named(name: str, device: torch.device) -> torch.dtype | None:
+    """Return what --dtype stands for: 'auto' depends on the device, 'same' (None) on the files."""
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    return None if name == "same" else getattr(torch, name)
+
+
 def tokenizer_folder_of(path: str | Path, chosen: str | Path | None = None) -> Path:
     """Return the folder of a model's tokenizer: the chosen one, its own, or its run's.
 

@@ -1,0 +1,103 @@
+"""Tasks by their names: the harness's own and the user's, each with its data loaded, and ours."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from titan_motif.evaluation.harness_model import TaskManager, load_yaml
+from titan_motif.evaluation.local_tasks import arithmetic, needle, perplexity, sums
+from titan_motif.evaluation.local_tasks.setting import Setting, Task
+from titan_motif.evaluation.presets import Wanted, check_code_is_allowed, check_known
+
+_LOCAL = {
+    "sums": lambda setting: [sums.task(setting)],
+    "arithmetic": lambda setting: [arithmetic.task(setting)],
+    "perplexity": perplexity.tasks,
+    "needle": needle.tasks,
+}
+
+
+def manager_of(include_paths: Sequence[Path], is_verbose: bool = False) -> TaskManager:
+    """Return what knows the harness's tasks, and those in the user's folders.
+
+    Raises: ValueError if a folder is not there
+    """
+    logging.getLogger("lm_eval").setLevel(logging.INFO if is_verbose else logging.ERROR)
+    for path in include_paths:
+        if not path.is_dir():
+            raise ValueError(f"--include-path is {path}; a folder with tasks is needed")
+    return TaskManager(include_path=[str(path) for path in include_paths] or None)
+
+
+def load_harness_tasks(manager: TaskManager, wanted: Sequence[Wanted]) -> list[Any]:
+    """Return the tasks and groups of the harness, their data downloaded or found in the cache.
+
+    Raises: ValueError, one line: a task that is not known, one that would run a model's code
+            without leave, or one whose data cannot be had
+    """
+    check_known(wanted, manager.all_tasks)
+    theirs = [task for task in wanted if not task.is_local]
+    for task in theirs:
+        settings = _settings(manager, task.name)
+        if settings.get("unsafe_code") or (task.preset is not None and task.preset.runs_code):
+            check_code_is_allowed(task.name)
+    return [item for task in theirs for item in _load(manager, task)]
+
+
+def load_local_tasks(manager: TaskManager, wanted: Sequence[Wanted], setting: Setting) -> list[Any]:
+    """Return our own tasks among those that are wanted.
+
+    Raises: ValueError, one line, if one of them lacks its data or room
+    """
+    names = [task.name for task in wanted if task.is_local]
+    made: list[Task] = [made for name in names for made in _LOCAL[name](setting)]
+    return list(manager.load(made)["tasks"].values()) if made else []
+
+
+def _load(manager: TaskManager, wanted: Wanted) -> list[Any]:
+    try:
+        loaded = manager.load([wanted.name])
+    except Exception as error:  # the harness, `datasets` and the hub have many kinds
+        raise ValueError(_what_is_missing(manager, wanted, error)) from error
+    tasks, groups = loaded["tasks"], loaded.get("groups", {})
+    for name, task in tasks.items():
+        if getattr(task, "UNSAFE_CODE", False):
+            check_code_is_allowed(name)
+        if wanted.shots is not None:
+            set_shots(task, wanted.shots)
+    inner = {child for group in groups.values() for child in group.child_names}
+    roots = [group for name, group in groups.items() if name not in inner]
+    return roots or list(tasks.values())
+
+
+def set_shots(task: Any, shots: int) -> None:
+    """Set how many solved examples come first, but for a task that is made for none."""
+    if task.get_config("num_fewshot") != 0:
+        task.set_config(key="num_fewshot", value=shots)
+
+
+def leaves(items: Sequence[Any]) -> Iterator[Any]:
+    """Yield the tasks among tasks and groups, groups opened."""
+    for item in items:
+        yield from item.get_all_tasks() if hasattr(item, "get_all_tasks") else [item]
+
+
+def _settings(manager: TaskManager, name: str) -> dict[str, Any]:
+    """Return what a task's YAML file says; nothing for a group or a tag."""
+    entry = manager.task_index.get(name)
+    file = None if entry is None else entry.yaml_path
+    return {} if file is None else load_yaml(file, resolve_func=False)
+
+
+def _what_is_missing(manager: TaskManager, wanted: Wanted, error: Exception) -> str:
+    reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    if isinstance(error, ModuleNotFoundError):
+        return f"task {wanted.name!r} needs the package {error.name!r}, which is not installed"
+    preset = wanted.preset
+    data = preset.data if preset else _settings(manager, wanted.name).get("dataset_path")
+    needs = f" and {preset.needs}" if preset and preset.needs else ""
+    return (
+        f"task {wanted.name!r} cannot be loaded; it needs {data or 'its data set'} from the "
+        f"Hugging Face hub or its cache{needs} ({reason})"
+    )

@@ -1,0 +1,63 @@
+"""`sums`: additions of numbers of one and two digits that are kept for evaluation."""
+
+import random
+import re
+from typing import Any
+
+from titan_motif.evaluation.local_tasks.held_out import corpus_questions, is_held_out_sum
+from titan_motif.evaluation.local_tasks.setting import Setting, Task, in_memory, mean_of
+
+NUM_SUMS = 200
+NUM_SHOTS = 4
+SEED = 0
+
+
+def task(setting: Setting) -> Task:
+    """Return the task: 4 solved sums before each, in a chat none."""
+    rows = held_out_sums()
+    return {
+        "task": "sums",
+        "custom_dataset": in_memory(test=rows[:NUM_SUMS], shots=rows[NUM_SUMS:]),
+        "test_split": "test",
+        "fewshot_split": "shots",
+        "fewshot_config": {"sampler": "first_n"},
+        "num_fewshot": None if setting.is_chat else NUM_SHOTS,
+        "output_type": "generate_until",
+        "doc_to_text": question_in_a_chat if setting.is_chat else question,
+        "doc_to_target": answer,
+        "generation_kwargs": {"until": ["\n\n"], "max_gen_toks": 32, "do_sample": False},
+        "process_results": judge,
+        "metric_list": mean_of("exact_match"),
+        "metadata": {"version": 1},
+    }
+
+
+def held_out_sums(seed: int = SEED) -> list[dict[str, int]]:
+    """Return 200 sums and some more to show, no two alike, none of them in the built-in corpus."""
+    seen = corpus_questions()
+    pairs = [
+        (a, b)
+        for a in range(100)
+        for b in range(100)
+        if is_held_out_sum(a, b) and f"Question: What is {a} + {b}?" not in seen
+    ]
+    return [{"a": a, "b": b} for a, b in random.Random(seed).sample(pairs, NUM_SUMS + 32)]
+
+
+def question(sum_: dict[str, int]) -> str:
+    return f"Question: What is {sum_['a']} + {sum_['b']}?\nAnswer:"
+
+
+def question_in_a_chat(sum_: dict[str, int]) -> str:
+    return f"What is {sum_['a']} + {sum_['b']}?"
+
+
+def answer(sum_: dict[str, int]) -> str:
+    return f"{sum_['a'] + sum_['b']}."
+
+
+def judge(sum_: dict[str, int], replies: list[str]) -> dict[str, Any]:
+    """Return whether the last number in the first line of the reply is the sum."""
+    lines = replies[0].strip().splitlines() or [""]
+    numbers = re.findall(r"-?\d+", lines[0])
+    return {"exact_match": float(numbers[-1:] == [str(sum_["a"] + sum_["b"])])}
