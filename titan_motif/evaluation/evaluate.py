@@ -105,7 +105,7 @@ def main(options: Options) -> None:
     folder = tokenizer_folder_of(checkpoint, options.tokenizer)
     begin = time.perf_counter()
     with Ranks() as ranks:
-        manager = harness_tasks.manager_of(options.include_path, options.verbose)
+        manager = harness_tasks.manager_of(wanted, options.include_path, options.verbose)
         items = harness_tasks.load_harness_tasks(manager, wanted)
         groups = _groups(options) if Wanted("perplexity") in wanted else {}
         device = usable_device(ranks.device(options.device))

@@ -204,7 +204,7 @@ class HarnessModel(TemplateLM):
 
     def _generate(self, prompts: list[list[int]], settings: dict, seed: int) -> list[str]:
         wanted = normalize_gen_kwargs(settings, MAX_NEW_TOKENS)
-        max_new_tokens = wanted["max_gen_toks"]
+        sampling, max_new_tokens = _sampling(wanted, seed), wanted["max_gen_toks"]
         room = self.max_length - max_new_tokens
         if room < 1:
             raise ValueError(
@@ -222,7 +222,7 @@ class HarnessModel(TemplateLM):
         continue_prompts(
             self.model,
             cut,
-            _sampling(wanted, seed),
+            sampling,
             max_new_tokens,
             stop_tokens=self._stops,
             on_token=take,

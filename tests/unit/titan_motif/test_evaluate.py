@@ -1,0 +1,694 @@
+"""`titan-motif evaluate`: scores, presets, local tasks, and the harness's own model as an oracle.
+
+What needs lm-evaluation-harness (the extra `eval`) is left out where it is not installed.
+"""
+
+import importlib.util
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_models import random_model, write_model
+
+import titan_motif.device  # noqa: F401
+
+# isort: split
+from titan_motif import cli
+from titan_motif.components.curriculum.tokenizer import (
+    load_tokenizer,
+    save_tokenizer,
+    train_tokenizer,
+)
+from titan_motif.corpus import mathematics
+from titan_motif.evaluation import scoring
+from titan_motif.evaluation.continuation import continue_prompts
+from titan_motif.evaluation.loading import load_model
+from titan_motif.evaluation.local_tasks import arithmetic, held_out, needle, perplexity, sums
+from titan_motif.evaluation.local_tasks.setting import Setting
+from titan_motif.evaluation.next_token import Sampling
+from titan_motif.evaluation.presets import LOCAL_TASKS, PRESETS, Wanted, wanted_tasks
+from titan_motif.evaluation.ranks import Ranks
+from titan_motif.evaluation.results import figures_of, write_tensorboard
+from titan_motif.evaluation.scoring import hidden_states, score
+from titan_motif.model import Motif2Model, Motif2ModelArgs
+
+ARGS = Motif2ModelArgs(
+    dim=20,
+    n_layers=2,
+    n_heads=10,
+    n_kv_heads=4,
+    head_dim=8,
+    hidden_dim=24,
+    vocab_size=300,
+    max_seq_len=64,
+    kernels="torch",
+)
+TIED = Motif2ModelArgs(
+    dim=16,
+    n_layers=2,
+    n_heads=4,
+    n_kv_heads=2,
+    head_dim=4,
+    hidden_dim=24,
+    grouped_ratio=0,
+    vocab_size=300,
+    max_seq_len=64,
+    tie_embeddings=True,
+    kernels="torch",
+)
+needs_harness = pytest.mark.skipif(
+    importlib.util.find_spec("lm_eval") is None,
+    reason="lm-evaluation-harness is not installed: pip install 'titan-motif[eval]'",
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def tokenizer_folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    text = ["the cat and the dog see the rain in spain stay mainly on the plain " * 3]
+    save_tokenizer(train_tokenizer(text, 290), folder)
+    return folder
+
+
+def write_folder(folder: Path, args: Motif2ModelArgs, tokenizer_folder: Path) -> Path:
+    write_model(folder, random_model(args).float())
+    for file in tokenizer_folder.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+# ---- scores
+
+
+@torch.no_grad()
+def plain_score(model: Motif2Model, context: list[int], continuation: list[int], longest: int):
+    tokens = (context + continuation)[-(longest + 1) :]
+    log_probabilities = model(torch.tensor([tokens[:-1]]))[0].log_softmax(-1)
+    log_probabilities = log_probabilities[-len(continuation) :]
+    expected = log_probabilities[torch.arange(len(continuation)), torch.tensor(continuation)]
+    return float(expected.sum()), log_probabilities.argmax(-1).tolist() == continuation
+
+
+@pytest.mark.parametrize("args", [ARGS, TIED], ids=["grouped", "plain, tied"])
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_scores_are_those_of_the_whole_forward_pass(args, batch_size: int, monkeypatch):
+    monkeypatch.setattr(scoring, "PROJECTED_TOKENS", 5)
+    model = random_model(args).eval()
+    draw = random.Random(3)
+    pairs = [
+        ([draw.randrange(300) for _ in range(n)], [draw.randrange(300) for _ in range(m)])
+        for n, m in ((1, 1), (3, 7), (9, 2), (40, 12), (1, 30), (2, 1))
+    ]
+    # Choices of one token after one context, one of them the likeliest.
+    context = pairs[2][0]
+    with torch.no_grad():
+        best = int(model(torch.tensor([context]))[0, -1].argmax())
+    pairs += [(context, [token]) for token in (best, best - 1)]
+    found = score(model, pairs, batch_size, max_length=30)
+    for one, (before, after) in zip(found, pairs, strict=True):
+        likelihood, is_greedy = plain_score(model, before, after, 30)
+        assert one.log_likelihood == pytest.approx(likelihood, abs=1e-10)
+        assert one.is_greedy == is_greedy
+    assert [one.is_greedy for one in found[-2:]] == [True, False]
+
+
+@torch.no_grad()
+def test_hidden_states_end_in_the_forward_passs_logits():
+    model = random_model(ARGS).eval()
+    tokens = torch.randint(300, (2, 17))
+    logits = hidden_states(model, tokens) @ model.output.weight.T
+    assert torch.equal(logits, model(tokens))
+
+
+def test_choices_of_one_token_share_a_pass(monkeypatch):
+    model, passes = random_model(ARGS).eval(), []
+
+    def counting(model: Motif2Model, tokens: torch.Tensor) -> torch.Tensor:
+        passes.append(tuple(tokens.shape))
+        return hidden_states(model, tokens)
+
+    monkeypatch.setattr(scoring, "hidden_states", counting)
+    score(model, [([5, 9, 7], [token]) for token in range(20)] + [([5, 9], [7, 8])], 8, 64)
+    assert passes == [(1, 3)]
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        (([], [1]), "request 1 has no tokens in its context; one is needed"),
+        (([1], []), "request 1 has no tokens in its continuation; one is needed"),
+        (([1], [2] * 65), "a continuation of 65 tokens; the network is given at most 64"),
+        (([300], [2]), "request 1 has the token 300; the network knows 300"),
+    ],
+)
+def test_pairs_that_cannot_be_scored(pair: tuple, message: str):
+    with pytest.raises(ValueError, match=message):
+        score(random_model(ARGS).eval(), [pair], 1, 64)
+
+
+# ---- names
+
+
+def test_presets_have_the_reports_shots():
+    reports = {name: preset.shots for name, preset in PRESETS.items() if preset.is_reports}
+    assert reports == {"gsm8k": 8, "math": 4, "humaneval": 0, "mbpp": 3, "mmlu": 5}
+    assert {n for n, p in PRESETS.items() if p.runs_code} == {"humaneval", "mbpp"}
+
+
+def test_names_stand_for_tasks():
+    assert wanted_tasks(["motif2"]) == [
+        Wanted(preset.task, preset.shots, preset) for preset in PRESETS.values()
+    ]
+    one = wanted_tasks(["sums, motif2:gsm8k,sums", "mmlu_anatomy"])
+    assert one == [
+        Wanted("sums"),
+        Wanted("gsm8k_cot", 8, PRESETS["gsm8k"]),
+        Wanted("mmlu_anatomy"),
+    ]
+    assert [task.is_local for task in one] == [True, False, False]
+    assert [task.name for task in wanted_tasks(["local"])] == list(LOCAL_TASKS)
+
+
+REFUSED = {
+    "no task": ([], "--tasks is not given; a task is needed: --list-tasks tells them"),
+    "an empty one": (["--tasks", ","], "--tasks is empty; a task is needed"),
+    "no preset": (["--tasks", "motif2:gsm8"], "(did you mean 'gsm8k'?); motif2: goes with gsm8k,"),
+    "limit": (["--tasks", "sums", "--limit", "0"], "--limit is 0; at least 1 is needed"),
+    "batch": (["--tasks", "sums", "--batch-size", "0"], "--batch-size is 0; at least 1 is"),
+    "shots": (["--tasks", "sums", "--num-fewshot", "-1"], "--num-fewshot is -1; at least 0 is"),
+    "system": (["--tasks", "sums", "--system", "x"], "--system is given; it needs --chat"),
+    "step": (["--tasks", "sums", "--step", "3"], "--step is given; it needs --tensorboard"),
+    "no step": (["--tasks", "sums", "--tensorboard", "tb"], "needs a step, and 'model' names none"),
+    "data": (["--tasks", "sums", "--data", "x"], "--data is given; it needs the task perplexity"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refusals_come_before_anything_is_read(name: str, capsys):
+    arguments, message = REFUSED[name]
+    assert cli.main(["evaluate", "model", *arguments]) == 1
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert printed.startswith("error: ")
+    assert printed.count("\n") == 1
+
+
+def test_without_the_harness_one_line_tells_the_extra(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    monkeypatch.delitem(sys.modules, "titan_motif.evaluation.harness_model", raising=False)
+    monkeypatch.delitem(sys.modules, "titan_motif.evaluation.harness_tasks", raising=False)
+    assert cli.main(["evaluate", "model", "--tasks", "sums"]) == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: lm-evaluation-harness is not installed")
+    assert printed.endswith("pip install 'titan-motif[eval]' brings it\n")
+    assert printed.count("\n") == 1
+
+
+def test_the_list_tells_what_is_downloaded(capsys):
+    assert cli.main(["evaluate", "--list-tasks"]) == 0
+    printed = capsys.readouterr().out
+    for name, preset in PRESETS.items():
+        (line,) = [x for x in printed.splitlines() if x.split()[:1] == [f"motif2:{name}"]]
+        told = f"{preset.shots}, {'the report' if preset.is_reports else 'ours'}"
+        assert told in line
+        assert preset.data in line
+    assert all(f"  {name} " in printed for name in LOCAL_TASKS)
+
+
+# ---- data of local tasks
+
+
+def test_sums_are_held_out_and_judged():
+    rows = sums.held_out_sums()
+    assert len({(row["a"], row["b"]) for row in rows}) == len(rows) == 232
+    assert rows == sums.held_out_sums()
+    assert rows != sums.held_out_sums(seed=1)
+    texts = {f"Question: What is {row['a']} + {row['b']}?" for row in rows}
+    assert not texts & held_out.corpus_questions()
+    assert all(held_out.is_held_out_sum(row["b"], row["a"]) for row in rows)
+    share = sum(held_out.is_held_out_sum(a, b) for a in range(100) for b in range(100)) / 1e4
+    assert 0.08 < share < 0.12
+    seven = {"a": 7, "b": 35}
+    for reply, is_right in (
+        (" 42.\n", 1),
+        ("7 + 35 = 42", 1),
+        ("\n 42.\nQuestion: What is 1 + 1?", 1),
+        ("42 or 43", 0),
+        ("142", 0),
+        ("-42", 0),
+        ("", 0),
+    ):
+        assert sums.judge(seven, [reply]) == {"exact_match": is_right}
+    assert sums.judge(seven, [sums.answer(seven)]) == {"exact_match": 1}
+
+
+def test_arithmetic_is_held_out_and_judged():
+    rows = arithmetic.held_out_problems()
+    assert len(rows) == 216
+    problems = {f"Question: {row['question']}\n{row['worked']}" for row in rows}
+    assert len(problems) == 216
+    corpus = mathematics.generate(0)
+    assert not problems & {next(corpus) for _ in range(20_000)}
+    for row in rows:
+        assert arithmetic.judge(row, [arithmetic.worked_answer(row)]) == {"exact_match": 1}
+        wrong = row["worked"].replace("Answer: ", "Answer: 1")
+        assert arithmetic.judge(row, [wrong]) == {"exact_match": 0}
+    assert arithmetic.judge({"answer": "7"}, ["Answer: 7. Answer: 8."]) == {"exact_match": 1}
+    assert arithmetic.judge({"answer": "7"}, ["7"]) == {"exact_match": 0}
+
+
+@pytest.mark.parametrize("length", [256, 1024])
+def test_needles_lie_at_their_depths(tokenizer_folder: Path, length: int):
+    tokenizer = load_tokenizer(tokenizer_folder).tokenizer
+
+    def count(text: str) -> int:
+        return len(tokenizer.encode(text).ids)
+
+    rows = needle.haystacks(length, count, per_depth=3)
+    assert [row["depth"] for row in rows] == [d for d in needle.DEPTHS for _ in range(3)]
+    for row in rows:
+        text, right = row["text"], row["choices"][row["target"]]
+        before, _, asked = text.rpartition("\n")
+        assert f"{asked} {right}." in before
+        assert all(f"is {choice}." in before for choice in row["choices"])
+        assert count(f"{text} {right}") <= length
+        if length > 256:
+            assert count(text) > length - 120
+            place = before.index(f"{asked} {right}.") / len(before)
+            assert abs(place - row["depth"] / 100) < 0.1
+    assert len({row["target"] for row in rows}) > 1
+
+
+def test_needles_longer_than_the_network_are_left_out(tokenizer_folder: Path):
+    made = needle.tasks(Setting(tokenizer_folder, max_length=1024))
+    assert [task["task"] for task in made] == ["needle_256", "needle_1024"]
+    with pytest.raises(ValueError, match="shortest text has 256 tokens; the network is given at m"):
+        needle.tasks(Setting(tokenizer_folder, max_length=255))
+
+
+def write_source(folder: Path, tokenizer_folder: Path, texts: list[str]) -> Path:
+    loaded = load_tokenizer(tokenizer_folder)
+    pieces = [[*loaded.tokenizer.encode(text).ids, loaded.end_id] for text in texts]
+    split = folder / "validation"
+    split.mkdir(parents=True)
+    np.save(split / "tokens.npy", np.concatenate(pieces).astype(np.uint16))
+    np.save(split / "document_offsets.npy", np.cumsum([0, *map(len, pieces)], dtype=np.int64))
+    return split
+
+
+def test_documents_of_a_split(tokenizer_folder: Path, tmp_path: Path):
+    texts = ["the rain €", "a dog", "stay on <|endoftext|> the plain"]
+    split = write_source(tmp_path / "data" / "web", tokenizer_folder, texts)
+    tokenizer = load_tokenizer(tokenizer_folder).tokenizer
+    assert perplexity.documents(split, tokenizer_folder) == [
+        {"text": t, "bytes": len(t.encode()), "tokens": len(tokenizer.encode(t).ids)} for t in texts
+    ]
+    assert perplexity.data_groups(tmp_path / "data") == {"web": [split]}
+    assert perplexity.data_groups(tmp_path / "data" / "web") == {"web": [split]}
+    with pytest.raises(ValueError, match=r"neither it nor a folder in it holds validation/tokens"):
+        perplexity.data_groups(tmp_path)
+    save_tokenizer(train_tokenizer(["another " * 9], 264), tmp_path / "data" / "tokenizer")
+    with pytest.raises(ValueError, match="was prepared with another tokenizer than that of"):
+        perplexity.documents(split, tokenizer_folder)
+    (split / "document_offsets.npy").unlink()
+    with pytest.raises(ValueError, match=r"document_offsets.npy: no such file; perplexity is of"):
+        perplexity.documents(split, tokenizer_folder)
+
+
+def test_perplexitys_sums_are_of_all_documents():
+    items = [
+        perplexity.measure({"bytes": b, "tokens": t}, [x]) for x, b, t in ((-9, 6, 2), (-1, 4, 3))
+    ]
+    assert perplexity.nats([item["nats_per_token"] for item in items]) == pytest.approx(2.0)
+    assert perplexity.bits([item["bits_per_byte"] for item in items]) == pytest.approx(
+        1 / math.log(2)
+    )
+    with pytest.raises(ValueError, match="perplexity needs held-out documents; name a prepared"):
+        perplexity.tasks(Setting(Path("nowhere"), 64))
+
+
+# ---- results
+
+
+FOUND = {
+    "results": {
+        "sums": {
+            "name": "sums",
+            "alias": "sums",
+            "sample_len": 200,
+            "exact_match,none": 0.25,
+            "exact_match_stderr,none": 0.03,
+            "exact_match,strict": 0.5,
+            "exact_match_stderr,strict": "N/A",
+        },
+    },
+    "n-shot": {"sums": 4},
+    "versions": {"sums": 1},
+}
+SUMS = {
+    "metrics": {
+        "exact_match": {"value": 0.25, "stderr": 0.03},
+        "exact_match/strict": {"value": 0.5, "stderr": None},
+    },
+    "samples": 200,
+    "shots": 4,
+    "version": 1,
+}
+
+
+def test_results_as_data_and_in_tensorboard(tmp_path: Path):
+    assert figures_of(FOUND) == {"sums": SUMS}
+    write_tensorboard(tmp_path, {"tasks": figures_of(FOUND), "step": 70})
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path)).Reload()
+    for metric, value in (("exact_match", 0.25), ("exact_match/strict", 0.5)):
+        (event,) = events.Scalars(f"evaluation/sums/{metric}")
+        assert (event.step, event.value) == (70, value)
+
+
+def test_one_process_is_all_ranks(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with Ranks() as ranks:
+        assert (ranks.rank, ranks.size, ranks.device("cuda")) == (0, 1, "cuda")
+        assert ranks.all_gather(torch.tensor(7)).tolist() == [7]
+        assert ranks.gather_object("x") == ["x"]
+
+
+# ---- under the harness
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory, tokenizer_folder: Path) -> Path:
+    root = tmp_path_factory.mktemp("exported")
+    write_folder(root / "model", ARGS, tokenizer_folder)
+    assert cli.main(["export", "--from", str(root / "model"), "--to", str(root / "hf")]) == 0
+    return root / "hf"
+
+
+@pytest.fixture(scope="module")
+def request_of() -> Callable:
+    instance = pytest.importorskip("lm_eval.api.instance").Instance
+    return lambda kind, *arguments: instance(kind, {}, arguments, 0)
+
+
+@pytest.fixture(scope="module")
+def ours(exported: Path):
+    pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed")
+    from titan_motif.evaluation.harness_model import HarnessModel
+
+    return HarnessModel(load_model(exported), exported, batch_size=3)
+
+
+@pytest.fixture(scope="module")
+def theirs(exported: Path):
+    pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed")
+    pytest.importorskip("accelerate", reason="the harness's hf model needs accelerate")
+    huggingface = pytest.importorskip("lm_eval.models.huggingface")
+    options = {"trust_remote_code": True, "device": "cpu", "dtype": "float32", "batch_size": 3}
+    return huggingface.HFLM(pretrained=str(exported), **options)
+
+
+PAIRS = [
+    ("the cat", " and"),
+    ("the dog ", "sees"),  # the space moves to the continuation
+    ("the dog \n", " see"),
+    ("", " the"),  # after the end-of-text token
+    ("", "<|endoftext|> the"),
+    ("the " * 70, "cat and"),  # longer than the network
+    ("the rain <|end|>\n", " dog"),  # a special token
+    ("ü", "€"),
+    *[("the cat and the", choice) for choice in (" dog", " cat", " rain")],
+]
+TEXTS = ["the cat and the dog " * 20, "x", "rain in spain", "the" * 64, "a" * 65]
+
+
+def test_the_adapter_is_set_up_as_hf_is(ours, theirs):
+    for name in ("max_length", "prefix_token_id", "eot_token_id", "rank", "world_size"):
+        assert getattr(ours, name) == getattr(theirs, name)
+    for text in ("the cat ", "<|endoftext|>the <|end|>", "€"):
+        assert ours.tok_encode(text) == theirs.tok_encode(text)
+        assert ours.tok_decode(ours.tok_encode(text)) == theirs.tok_decode(ours.tok_encode(text))
+
+
+def test_log_likelihoods_are_those_of_hf(ours, theirs, request_of):
+    ours.num_cut = 0
+    requests = [request_of("loglikelihood", *pair) for pair in PAIRS]
+    found, expected = ours.loglikelihood(requests), theirs.loglikelihood(requests)
+    assert [x for x, _ in found] == pytest.approx([x for x, _ in expected], abs=1e-4)
+    assert [x for _, x in found] == [x for _, x in expected]
+    assert ours.num_cut == 1
+    requests = [request_of("loglikelihood_rolling", text) for text in TEXTS]
+    expected = theirs.loglikelihood_rolling(requests)
+    assert ours.loglikelihood_rolling(requests) == pytest.approx(expected, rel=1e-6, abs=1e-4)
+
+
+def test_texts_are_those_of_hf(ours, theirs, request_of):
+    contexts = ["the cat", "rain", "the " * 80, "a dog sees"]
+    for settings in (
+        {"until": [], "max_gen_toks": 20},
+        {"until": ["a", " t", "m"], "max_gen_toks": 20, "do_sample": False, "temperature": 0.7},
+        {"until": "f", "max_gen_toks": 7, "temperature": 0.0},
+    ):
+        requests = [request_of("generate_until", text, dict(settings)) for text in contexts]
+        found, expected = ours.generate_until(requests), theirs.generate_until(requests)
+        # A character whose last bytes have not come is theirs alone.
+        for text, whole in zip(found, expected, strict=True):
+            assert text in (whole, whole.removesuffix("\ufffd"))
+
+
+def test_samples_of_one_request_differ_and_come_again(ours, request_of):
+    settings = {"until": [], "max_gen_toks": 8, "do_sample": True, "temperature": 1.5, "top_k": 50}
+    requests = [request_of("generate_until", "the cat", settings)] * 4
+    found = ours.generate_until(requests)
+    assert len(set(found)) == 4
+    assert ours.generate_until(requests) == found
+    prompt = ours.tok_encode("the cat")
+    sampling = Sampling(temperature=1.5, top_k=50, seed=2)
+    (row,) = continue_prompts(ours.model, [prompt], sampling, 8, stop_tokens={0})
+    assert found[2] == ours.tok_decode(row.tokens).rstrip("\ufffd")
+    with pytest.raises(ValueError, match="a task sets 'num_beams' of generation; known are temper"):
+        ours.generate_until([request_of("generate_until", "a", {"num_beams": 2})])
+    with pytest.raises(
+        ValueError, match="asks for 256 new tokens; the network is given at most 64"
+    ):
+        ours.generate_until([request_of("generate_until", "a", {"until": []})])
+
+
+def test_a_chat_is_rendered_and_ends_with_the_turn(ours, theirs, exported: Path, request_of):
+    from titan_motif.evaluation.harness_model import HarnessModel
+
+    chat = HarnessModel(ours.model, exported, is_chat=True)
+    history = [{"role": "system", "content": "Be."}, {"role": "user", "content": "the cat"}]
+    text = "<|system|>\nBe.<|end|>\n<|user|>\nthe cat<|end|>\n<|assistant|>\n"
+    assert chat.apply_chat_template(history) == theirs.apply_chat_template(history) == text
+    history.append({"role": "assistant", "content": "Answer:"})
+    begun = chat.apply_chat_template(history, add_generation_prompt=False)
+    assert begun == text + "Answer:"
+    assert begun == theirs.apply_chat_template(history, add_generation_prompt=False)
+    end = chat.tok_encode("<|end|>")
+    assert chat._stops == {0, *end}
+    assert ours._stops == {0}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tokenizer_folder: Path) -> Path:
+    args = Motif2ModelArgs(**{**vars(ARGS), "max_seq_len": 256})
+    return write_folder(tmp_path / "step-7", args, tokenizer_folder)
+
+
+def evaluate(folder: Path, *more: str) -> int:
+    return cli.main(["evaluate", str(folder), "--device", "cpu", *more])
+
+
+@pytest.fixture
+def few_tasks(monkeypatch) -> None:
+    """Have the harness know four folders of its tasks: reading all of them takes ten seconds."""
+    import lm_eval.tasks
+
+    from titan_motif.evaluation import harness_tasks
+
+    root, make = Path(lm_eval.tasks.__file__).parent, harness_tasks.TaskManager
+    some = [str(root / name) for name in ("gsm8k", "hellaswag", "humaneval", "mbpp")]
+
+    def made(include_path: list[str] | None, include_defaults: bool):
+        theirs = some if include_defaults else []
+        return make(include_path=[*theirs, *(include_path or ())], include_defaults=False)
+
+    monkeypatch.setattr(harness_tasks, "TaskManager", made)
+
+
+@torch.no_grad()
+def nats_of(model: Motif2Model, tokens: list[int], longest: int) -> float:
+    """Minus the log-likelihood of a text after the end-of-text token, window by window."""
+    total = 0.0
+    for begin in range(0, len(tokens), longest):
+        end = min(begin + longest, len(tokens))
+        # All but the first window have as much context as fits.
+        first = max(end - longest, 0)
+        window = torch.tensor([([0, *tokens])[first:end]])
+        log_probabilities = model(window)[0].log_softmax(-1)[begin - first :]
+        total -= float(log_probabilities[torch.arange(end - begin), tokens[begin:end]].sum())
+    return total
+
+
+@needs_harness
+def test_the_command_on_local_tasks(folder: Path, tokenizer_folder: Path, tmp_path: Path, capsys):
+    texts = ["the rain in spain " * 9, "a dog"]
+    for group, some in (("web", texts), ("books", texts[1:])):
+        write_source(tmp_path / "data" / group, tokenizer_folder, some)
+    file = tmp_path / "results.json"
+    more = ["--tasks", "sums,perplexity", "--tasks", "needle", "--limit", "6"]
+    more += ["--data", str(tmp_path / "data")]
+    more += ["--max-new-tokens", "5", "--tensorboard", str(tmp_path / "tb")]
+    assert evaluate(folder, *more, "--json", str(file)) == 0
+    found = json.loads(file.read_text())
+    tasks = found["tasks"]
+    names = ["sums", "perplexity_books", "perplexity_web", "needle_256"]
+    assert list(tasks) == names
+    assert [tasks[name]["samples"] for name in names] == [6, 1, 2, 6]
+    assert [tasks[name]["shots"] for name in names] == [4, 0, 0, 0]
+    assert [tasks[name]["version"] for name in names] == [1, 1, 1, 1]
+    assert (found["step"], found["ranks"], found["max_length"]) == (7, 1, 256)
+
+    model, tokenizer = load_model(folder), load_tokenizer(folder).tokenizer
+    encoded = [tokenizer.encode(text).ids for text in texts]
+    nats = sum(nats_of(model, tokens, 256) for tokens in encoded)
+    metrics = tasks["perplexity_web"]["metrics"]
+    expected = nats / sum(map(len, encoded))
+    assert metrics["nats_per_token"]["value"] == pytest.approx(expected, rel=1e-5)
+    expected = nats / math.log(2) / sum(len(text.encode()) for text in texts)
+    assert metrics["bits_per_byte"]["value"] == pytest.approx(expected, rel=1e-5)
+
+    rows = needle.haystacks(256, lambda text: len(tokenizer.encode(text).ids))[:6]
+    right = 0
+    for row in rows:
+        context = tokenizer.encode(row["text"]).ids
+        pairs = [(context, tokenizer.encode(f" {choice}").ids) for choice in row["choices"]]
+        likelihoods = [x.log_likelihood for x in score(model, pairs, 4, 256)]
+        right += likelihoods.index(max(likelihoods)) == row["target"]
+    assert tasks["needle_256"]["metrics"]["acc"]["value"] == pytest.approx(right / 6)
+
+    printed = capsys.readouterr().out
+    assert [line.split()[0] for line in printed.splitlines() if line.split()[0] in names] == names
+    assert list((tmp_path / "tb").iterdir())
+
+
+@needs_harness
+def test_a_users_own_task(folder: Path, tmp_path: Path, few_tasks):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "rows.jsonl").write_text('{"q": "the cat", "a": "dog"}\n' * 3)
+    (tmp_path / "own" / "pets.yaml").write_text(
+        "task: pets\ndataset_path: json\n"
+        f"dataset_kwargs: {{data_files: {{test: {tmp_path / 'own' / 'rows.jsonl'}}}}}\n"
+        "test_split: test\noutput_type: multiple_choice\ndoc_to_text: '{{q}}'\n"
+        "doc_to_choice: [dog, cat]\ndoc_to_target: '{{a}}'\nmetadata: {version: 4}\n"
+    )
+    file = tmp_path / "results.json"
+    more = ["--tasks", "pets", "--include-path", str(tmp_path / "own"), "--json", str(file)]
+    assert evaluate(folder, *more) == 0
+    found = json.loads(file.read_text())["tasks"]["pets"]
+    assert (found["samples"], found["shots"], found["version"]) == (3, 0, 4)
+    model, tokenizer = load_model(folder), load_tokenizer(folder).tokenizer
+    context = tokenizer.encode("the cat").ids
+    dog, cat = score(
+        model, [(context, tokenizer.encode(f" {x}").ids) for x in ("dog", "cat")], 2, 256
+    )
+    is_right = dog.log_likelihood > cat.log_likelihood
+    assert found["metrics"]["acc"]["value"] == float(is_right)
+
+
+@needs_harness
+def test_sums_in_a_chat_are_judged_by_what_is_generated(folder: Path, tmp_path: Path, monkeypatch):
+    from titan_motif.evaluation import harness_model
+
+    seen = []
+
+    def solve(self, prompts: list[list[int]], settings: dict, seed: int) -> list[str]:
+        texts = [self.tok_decode(prompt, skip_special_tokens=False) for prompt in prompts]
+        seen.extend(texts)
+        pairs = [text.rpartition("What is ")[2].partition("?")[0].split(" + ") for text in texts]
+        # Right for all whose first number is even.
+        return [f"It is {int(a) + int(b) + int(a) % 2}." for a, b in pairs]
+
+    monkeypatch.setattr(harness_model.HarnessModel, "_generate", solve)
+    file = tmp_path / "results.json"
+    for more, shots in ((["--chat", "--system", "Add."], 0), ([], 4), (["--num-fewshot", "1"], 1)):
+        seen.clear()
+        assert evaluate(folder, "--tasks", "sums", "--json", str(file), *more) == 0
+        found = json.loads(file.read_text())["tasks"]["sums"]
+        rows = sums.held_out_sums()[: sums.NUM_SUMS]
+        share = sum(row["a"] % 2 == 0 for row in rows) / len(rows)
+        assert found["metrics"]["exact_match"]["value"] == pytest.approx(share)
+        assert (found["samples"], found["shots"]) == (200, shots)
+        if shots == 0:
+            begin = "<|system|>\nAdd.<|end|>\n<|user|>\nWhat is "
+            assert all(x.startswith(begin) and x.endswith("<|assistant|>\n") for x in seen)
+        else:
+            assert all(x.count("Question: ") == shots + 1 and x.endswith("Answer:") for x in seen)
+
+
+UNHARNESSED = {
+    "unknown": (["--tasks", "hellaswagg"], "does not know (did you mean 'hellaswag'?); --list-ta"),
+    "code": (["--tasks", "motif2:humaneval"], "'humaneval' runs code that the model has written"),
+    "other code": (["--tasks", "mbpp_instruct"], "set HF_ALLOW_CODE_EVAL=1 to allow it"),
+    "no data": (["--tasks", "motif2:gsm8k"], "it needs openai/gsm8k from the Hugging Face hub or"),
+    "folder": (["--tasks", "sums", "--include-path", "nowhere"], "--include-path is nowhere; a f"),
+    "too long": (["--tasks", "sums", "--max-length", "999"], "--max-length is 999; 2 to 256, what"),
+    "no documents": (["--tasks", "perplexity"], "name a prepared data set with --data, or a step"),
+    "no room": (["--tasks", "arithmetic", "--max-length", "99"], "--max-new-tokens sets fewer"),
+}
+
+
+@needs_harness
+@pytest.mark.parametrize("name", UNHARNESSED)
+def test_what_the_harness_cannot_run_is_one_line(
+    name: str, folder: Path, few_tasks, monkeypatch, capsys
+):
+    import huggingface_hub.constants
+
+    monkeypatch.delenv("HF_ALLOW_CODE_EVAL", raising=False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    arguments, message = UNHARNESSED[name]
+    assert evaluate(folder, *arguments) == 1
+    error = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
+    assert len(error) == 1
+    assert message in error[0]
+
+
+@pytest.mark.slow
+@needs_harness
+def test_two_processes_find_what_one_does(folder: Path, tokenizer_folder: Path, tmp_path: Path):
+    write_source(tmp_path / "web", tokenizer_folder, ["the rain in spain", "a dog", "a cat sees"])
+    command = ["-m", "titan_motif.cli", "evaluate", str(folder), "--tasks", "sums,perplexity"]
+    command += ["--limit", "7", "--data", str(tmp_path / "web"), "--device", "cpu"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    found = []
+    for number, launcher in enumerate(([], torchrun)):
+        file = tmp_path / f"{number}.json"
+        words = [sys.executable, *launcher, *command, "--json", str(file)]
+        subprocess.run(words, check=True, env={**os.environ, "PYTHONSAFEPATH": "1"})
+        found.append(json.loads(file.read_text()))
+    assert [figures["ranks"] for figures in found] == [1, 2]
+    one, two = (figures["tasks"] for figures in found)
+    for name, task in one.items():
+        assert two[name]["samples"] == task["samples"]
+        for metric, value in task["metrics"].items():
+            assert two[name]["metrics"][metric]["value"] == pytest.approx(value["value"], rel=1e-6)
