@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -31,9 +31,6 @@ from titan_motif.evaluation.local_tasks.perplexity import SPLIT, data_groups
 from titan_motif.evaluation.local_tasks.setting import Setting
 from titan_motif.evaluation.presets import Wanted, wanted_tasks
 from titan_motif.evaluation.ranks import Ranks
-
-if TYPE_CHECKING:
-    from titan_motif.evaluation.harness_model import HarnessModel
 
 
 @dataclass
@@ -115,8 +112,19 @@ def main(options: Options) -> None:
         model = HarnessModel(network, folder, *settings, ranks=ranks)
         setting = Setting(folder, model.max_length, options.chat, groups)
         items += harness_tasks.load_local_tasks(manager, wanted, setting)
-        _check_sizes(list(harness_tasks.leaves(items)), ranks.size, options)
-        found = _run(options, model, items, manager)
+        loaded = manager.load(items)
+        for task in loaded["tasks"].values():
+            _check_size(task, ranks.size, options.limit)
+            if options.num_fewshot is not None:
+                harness_tasks.set_shots(task, options.num_fewshot)
+        found = harness_tasks.run(
+            model,
+            loaded,
+            limit=options.limit,
+            is_chat=options.chat,
+            system=options.system,
+            max_new_tokens=options.max_new_tokens,
+        )
         cut = ranks.gather_object(model.num_cut)
     if found is None:
         return
@@ -138,15 +146,16 @@ def main(options: Options) -> None:
 
 
 def _require_harness() -> None:
+    """Raise ValueError, one line, unless the optional package is there."""
     try:
         import titan_motif.evaluation.harness_model  # noqa: F401
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("titan_motif"):
-            raise
-        raise ValueError(
-            f"lm-evaluation-harness is not installed, or not whole (no module {error.name!r}); "
-            "pip install 'titan-motif[eval]' brings it"
-        ) from None
+    except ImportError as error:
+        if not (error.name or "").startswith(("titan_motif", "torch")):
+            raise ValueError(
+                f"lm-evaluation-harness is not installed, not whole or too old ({error}); "
+                "pip install 'titan-motif[eval]' brings it"
+            ) from None
+        raise
 
 
 def _check(options: Options) -> list[Wanted]:
@@ -201,40 +210,14 @@ def _groups(options: Options) -> Mapping[str, Sequence[Path]]:
     return groups
 
 
-def _check_sizes(tasks: Sequence[Any], num_ranks: int, options: Options) -> None:
-    """Raise ValueError if a rank would have no document of a task; set the numbers of shots."""
-    from titan_motif.evaluation.harness_tasks import set_shots
-
-    for task in tasks:
-        size = min(len(task.eval_docs), options.limit or sys.maxsize)
-        if size < num_ranks:
-            raise ValueError(
-                f"task {task.task_name!r} has {size} documents for {num_ranks} processes; each "
-                "needs one"
-            )
-        if options.num_fewshot is not None:
-            set_shots(task, options.num_fewshot)
-
-
-def _run(
-    options: Options, model: "HarnessModel", items: list[Any], manager: Any
-) -> dict[str, Any] | None:
-    """Return the harness's results; None on other ranks than the first."""
-    from titan_motif.evaluation.harness_model import simple_evaluate
-
-    most = options.max_new_tokens
-    return simple_evaluate(
-        model=model,
-        tasks=items,
-        limit=options.limit,
-        apply_chat_template=options.chat,
-        fewshot_as_multiturn=options.chat,
-        system_instruction=options.system,
-        gen_kwargs=None if most is None else {"max_gen_toks": most},
-        task_manager=manager,
-        # Whoever has not allowed it was refused while the tasks were loaded.
-        confirm_run_unsafe_code=True,
-    )
+def _check_size(task: Any, num_ranks: int, limit: int | None) -> None:
+    """Raise ValueError if a rank would have no document of a task."""
+    size = min(len(task.eval_docs), limit or sys.maxsize)
+    if size < num_ranks:
+        raise ValueError(
+            f"task {task.task_name!r} has {size} documents for {num_ranks} processes; each needs "
+            "at least one"
+        )
 
 
 def _report(options: Options, figures: dict[str, Any]) -> None:

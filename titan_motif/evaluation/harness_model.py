@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
+from lm_eval.evaluator import evaluate as evaluate_by_harness
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
-from lm_eval.tasks._yaml_loader import load_yaml
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
 
@@ -33,7 +32,7 @@ from titan_motif.evaluation.scoring import Pair, progress, score
 from titan_motif.evaluation.text_stream import TextStream
 from titan_motif.model import Motif2Model
 
-__all__ = ["VERSION", "HarnessModel", "TaskManager", "load_yaml", "simple_evaluate"]
+__all__ = ["VERSION", "HarnessModel", "TaskManager", "evaluate_by_harness"]
 
 VERSION = importlib.metadata.version("lm_eval")
 MAX_NEW_TOKENS = 256

@@ -1,11 +1,15 @@
 """Tasks by their names: the harness's own and the user's, each with its data loaded, and ours."""
 
 import logging
-from collections.abc import Iterator, Sequence
+import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from titan_motif.evaluation.harness_model import TaskManager, load_yaml
+import numpy as np
+import torch
+
+from titan_motif.evaluation.harness_model import HarnessModel, TaskManager, evaluate_by_harness
 from titan_motif.evaluation.local_tasks import arithmetic, needle, perplexity, sums
 from titan_motif.evaluation.local_tasks.setting import Setting, Task
 from titan_motif.evaluation.presets import Wanted, check_code_is_allowed, check_known
@@ -84,17 +88,52 @@ def set_shots(task: Any, shots: int) -> None:
         task.set_config(key="num_fewshot", value=shots)
 
 
-def leaves(items: Sequence[Any]) -> Iterator[Any]:
-    """Yield the tasks among tasks and groups, groups opened."""
-    for item in items:
-        yield from item.get_all_tasks() if hasattr(item, "get_all_tasks") else [item]
+def run(
+    model: HarnessModel,
+    loaded: dict[str, Any],
+    *,
+    limit: int | None = None,
+    is_chat: bool = False,
+    system: str | None = None,
+    max_new_tokens: int | None = None,
+    seed: int = 1234,
+) -> dict[str, Any] | None:
+    """Return the harness's results; None on other ranks than the first.
+
+    As the harness's own `simple_evaluate` for what is loaded already, without the seconds that it
+    takes to describe the machine. Its seed is the harness's: it draws the solved examples.
+
+    Args:
+        loaded:         what the manager's `load` gives
+        max_new_tokens: of a generated text, in place of the tasks' own numbers
+    """
+    random.seed(0)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    for task in loaded["tasks"].values():
+        if task.get_config("num_fewshot") is None:
+            task.set_config(key="num_fewshot", value=0)
+        task.set_fewshot_seed(seed=seed)
+        if max_new_tokens is not None and task.get_config("output_type") == "generate_until":
+            most = {"max_gen_toks": max_new_tokens}
+            task.set_config(key="generation_kwargs", value=most, update=True)
+    return evaluate_by_harness(
+        model,
+        loaded,
+        limit=limit,
+        log_samples=False,
+        apply_chat_template=is_chat,
+        fewshot_as_multiturn=is_chat,
+        system_instruction=system,
+        # Whoever has not allowed it was refused while the tasks were loaded.
+        confirm_run_unsafe_code=True,
+    )
 
 
 def _settings(manager: TaskManager, name: str) -> dict[str, Any]:
-    """Return what a task's YAML file says; nothing for a group or a tag."""
+    """Return what a task's YAML file says; nothing for a tag."""
     entry = manager.task_index.get(name)
-    file = None if entry is None else entry.yaml_path
-    return {} if file is None else load_yaml(file, resolve_func=False)
+    return {} if entry is None or entry.cfg is None else entry.cfg
 
 
 def _what_is_missing(manager: TaskManager, wanted: Wanted, error: Exception) -> str:
