@@ -43,9 +43,9 @@ main() {
 ask() { OMP_NUM_THREADS=1 "$PYTHON" -m titan_motif.evaluation.sums "$@"; }
 
 prune() {
-  [[ ! -f $conversations/stage3.jsonl ]] || return 0
-  "$PYTHON" -m titan_motif.cli data prune "$conversations/stage2.jsonl" \
-    --output "$conversations/stage3.jsonl"
+  [[ ! -d $conversations/stage3 ]] || return 0
+  "$PYTHON" -m titan_motif.cli data prune --inputs "$conversations/stage2.jsonl" \
+    --output "$conversations/stage3"
 }
 
 main "$@"

@@ -21,7 +21,7 @@ from typing import Any
 from titan_motif.corpus import code, english, mathematics
 from titan_motif.corpus.sums import answer, question, split_sums
 
-NUM_SUMS, NUM_PROBLEMS, NUM_TEXTS = 9600, 120, 80
+NUM_SUMS, NUM_PROBLEMS, NUM_TEXTS = 8880, 120, 80
 """Of the first stage; enough sums for 1.5 million parameters to learn how to add."""
 SHARE_OF_REPEATS = 0.1
 SHARE_OF_WRONG = 0.05

@@ -1,30 +1,28 @@
 """Sums of one- and two-digit numbers: some to learn from, others held out to be asked."""
 
+import hashlib
 import random
 
-NUM_HELD_OUT = 200
-NUM_OF_ONE_DIGIT = 30
-"""Of those that are held out; the rest has a number of two digits."""
+NUM_ASKED = 200
 
 Sum = tuple[int, int]
+
+
+def is_held_out(a: int, b: int) -> bool:
+    """Return whether a + b is kept for evaluation, in both orders: one sum in ten."""
+    low, high = sorted((a, b))
+    return hashlib.sha256(f"{low}+{high}".encode()).digest()[0] < 26
 
 
 def split_sums(seed: int = 0) -> tuple[list[Sum], list[Sum]]:
     """Return the sums to learn from and those held out, each in an order drawn from the seed.
 
-    Together they are all a + b with a and b from 0 to 99; a + b and b + a are two of them.
+    Together they are all a + b with a and b from 0 to 99.
     """
-    draw = random.Random(seed)
-    small = [(a, b) for a in range(10) for b in range(10)]
-    large = [(a, b) for a in range(100) for b in range(100) if max(a, b) > 9]
-    draw.shuffle(small)
-    draw.shuffle(large)
-    num_large = NUM_HELD_OUT - NUM_OF_ONE_DIGIT
-    held_out = small[:NUM_OF_ONE_DIGIT] + large[:num_large]
-    learnt = small[NUM_OF_ONE_DIGIT:] + large[num_large:]
-    draw.shuffle(held_out)
-    draw.shuffle(learnt)
-    return learnt, held_out
+    pairs = [(a, b) for a in range(100) for b in range(100)]
+    random.Random(seed).shuffle(pairs)
+    held_out = [pair for pair in pairs if is_held_out(*pair)]
+    return [pair for pair in pairs if not is_held_out(*pair)], held_out
 
 
 def question(a: int, b: int) -> str:

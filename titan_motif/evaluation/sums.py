@@ -17,7 +17,7 @@ import titan_motif.device  # noqa: F401  (before anything of torchtitan)
 # isort: split
 from titan_motif.components.curriculum.tokenizer import load_tokenizer
 from titan_motif.components.saved_steps import step_to_begin_from
-from titan_motif.corpus.sums import question, split_sums
+from titan_motif.corpus.sums import NUM_ASKED, question, split_sums
 from titan_motif.evaluation.chat import ChatPrompts
 from titan_motif.evaluation.continuation import continue_prompts
 from titan_motif.evaluation.loading import load_model, tokenizer_folder_of
@@ -65,7 +65,7 @@ def ask_sums(checkpoint: Path, as_chat: bool) -> Accuracy:
     folder = tokenizer_folder_of(checkpoint)
     tokenizer, chat = load_tokenizer(folder), ChatPrompts(folder)
     model = load_model(checkpoint)
-    _, held_out = split_sums()
+    held_out = split_sums()[1][:NUM_ASKED]
     prompts = []
     for a, b in held_out:
         if as_chat:

@@ -80,7 +80,9 @@ def test_every_documented_start_is_of_a_job_that_can_run(line: str, tmp_path, mo
         arguments += ["--training.mixed_precision_param", "bfloat16"]
     # Where the line does not say how many: what a machine may have.
     for processes in (variables["NGPU"],) if "NGPU" in variables else (1, 2, 4, 8):
-        load_config(arguments, int(processes) * int(variables.get("NNODES", 1)))
+        world_size = int(processes) * int(variables.get("NNODES", 1))
+        # Conversations that a reader brings along are packed as a job starts.
+        load_config(arguments, world_size, runs_here="/sft_" not in file)
 
 
 def test_documented_starts_are_found():

@@ -16,11 +16,13 @@ from titan_motif.evaluation.continuation import Continuation
 
 def test_sums_are_all_there_and_what_is_asked_is_not_learnt():
     learnt, held_out = split_sums()
-    assert len(held_out) == len(set(held_out)) == 200
+    assert 800 < len(held_out) < 1200
     assert sorted(learnt + held_out) == [(a, b) for a in range(100) for b in range(100)]
-    assert sum(max(pair) < 10 for pair in held_out) == 30
+    assert {(b, a) for a, b in held_out} == set(held_out)
+    assert sum(max(pair) < 10 for pair in held_out) > 3
     assert split_sums() == (learnt, held_out)
     assert split_sums(seed=1)[1] != held_out
+    assert set(split_sums(seed=1)[1]) == set(held_out)
 
 
 def test_no_conversation_has_a_sum_that_is_held_out(monkeypatch):
@@ -37,19 +39,19 @@ def test_no_conversation_has_a_sum_that_is_held_out(monkeypatch):
             assert row["messages"][0]["content"] not in asked
             if row["kind"] == "sum":
                 assert not any(row["messages"][1]["content"].startswith(text) for text in answers)
-    assert kinds["sum"] > 12_000
+    assert kinds["sum"] > 11_000
     assert min(kinds[kind] for kind in ("problem", "kind", "continue")) > 30
 
 
 def test_the_second_stage_has_something_to_prune():
     rows = list(conversations.stage_2())
-    num_good = 3200 + 240
-    assert len(rows) == num_good + 344 + 172
+    num_good = 2960 + 240
+    assert len(rows) == num_good + 320 + 160
     texts = Counter(json.dumps(row) for row in rows)
-    assert sum(count > 1 for count in texts.values()) == 344
+    assert sum(count > 1 for count in texts.values()) == 320
     spoilt = [row for row in rows if f" {row['answer']}." not in row["messages"][1]["content"]]
-    assert len(spoilt) == 172
-    assert sum(not row["messages"][1]["content"] for row in spoilt) == 58
+    assert len(spoilt) == 160
+    assert sum(not row["messages"][1]["content"] for row in spoilt) == 54
 
 
 @pytest.mark.parametrize(
@@ -73,7 +75,7 @@ def test_a_model_is_asked_each_sum_once(tmp_path: Path, tiny_tokenizer: Path, mo
     from titan_motif.components.curriculum.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(tiny_tokenizer).tokenizer
-    _, held_out = split_sums()
+    held_out = split_sums()[1][:200]
     pairs = {question(a, b): (a, b) for a, b in held_out}
     seen: Counter[str] = Counter()
 
@@ -86,8 +88,8 @@ def test_a_model_is_asked_each_sum_once(tmp_path: Path, tiny_tokenizer: Path, mo
             asked = next(line for line in text.splitlines() if "What is" in line)
             seen["chat" if "<|assistant|>" in text else "plain"] += 1
             a, b = pairs[asked.removeprefix("Question: ").removesuffix("<|end|>")]
-            # Of one-digit sums the plain form knows all, of others the chat a tenth.
-            knows = a % 10 == 0 if "<|assistant|>" in text else max(a, b) < 10
+            # The chat knows a third of them, the plain form a tenth.
+            knows = a % (3 if "<|assistant|>" in text else 10) == 0
             found = answer(a, b + (0 if knows else 1))
             rows.append(Continuation(prompt, 0, tokenizer.encode(found).ids))
         return rows
@@ -98,8 +100,7 @@ def test_a_model_is_asked_each_sum_once(tmp_path: Path, tiny_tokenizer: Path, mo
     table = tmp_path / "table.json"
     assert sums.main([str(tmp_path), "--base", "--json", str(table)]) == 0
     assert seen == {"chat": 200, "plain": 200}
-    in_chat = sum(a % 10 == 0 for a, _ in held_out)
-    best = max(30, in_chat)
+    best = sum(a % 3 == 0 for a, _ in held_out)
     assert json.loads(table.read_text())[str(tmp_path)] == {"num_right": best, "num_asked": 200}
     assert f"({best} of 200)" in capsys.readouterr().out
 

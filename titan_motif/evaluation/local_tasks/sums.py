@@ -1,15 +1,14 @@
 """`sums`: additions of numbers of one and two digits that are kept for evaluation."""
 
-import random
 import re
 from typing import Any
 
-from titan_motif.evaluation.local_tasks.held_out import corpus_questions, is_held_out_sum
+from titan_motif.corpus.sums import NUM_ASKED, split_sums
+from titan_motif.corpus.sums import question as asked
+from titan_motif.evaluation.local_tasks.held_out import corpus_questions
 from titan_motif.evaluation.local_tasks.setting import Setting, Task, in_memory, mean_of
 
-NUM_SUMS = 200
 NUM_SHOTS = 4
-SEED = 0
 
 
 def task(setting: Setting) -> Task:
@@ -17,7 +16,7 @@ def task(setting: Setting) -> Task:
     rows = held_out_sums()
     return {
         "task": "sums",
-        "custom_dataset": in_memory(test=rows[:NUM_SUMS], shots=rows[NUM_SUMS:]),
+        "custom_dataset": in_memory(test=rows[:NUM_ASKED], shots=rows[NUM_ASKED:]),
         "test_split": "test",
         "fewshot_split": "shots",
         "fewshot_config": {"sampler": "first_n"},
@@ -32,24 +31,19 @@ def task(setting: Setting) -> Task:
     }
 
 
-def held_out_sums(seed: int = SEED) -> list[dict[str, int]]:
+def held_out_sums() -> list[dict[str, int]]:
     """Return 200 sums and some more to show, no two alike, none of them in the built-in corpus."""
-    seen = corpus_questions()
-    pairs = [
-        (a, b)
-        for a in range(100)
-        for b in range(100)
-        if is_held_out_sum(a, b) and f"Question: What is {a} + {b}?" not in seen
-    ]
-    return [{"a": a, "b": b} for a, b in random.Random(seed).sample(pairs, NUM_SUMS + 32)]
+    seen, (_, held_out) = corpus_questions(), split_sums()
+    found = [{"a": a, "b": b} for a, b in held_out if f"Question: {asked(a, b)}" not in seen]
+    return found[: NUM_ASKED + NUM_SHOTS]
 
 
 def question(sum_: dict[str, int]) -> str:
-    return f"Question: What is {sum_['a']} + {sum_['b']}?\nAnswer:"
+    return f"Question: {asked(sum_['a'], sum_['b'])}\nAnswer:"
 
 
 def question_in_a_chat(sum_: dict[str, int]) -> str:
-    return f"What is {sum_['a']} + {sum_['b']}?"
+    return asked(sum_["a"], sum_["b"])
 
 
 def answer(sum_: dict[str, int]) -> str:
