@@ -138,12 +138,13 @@ def _settings(manager: TaskManager, name: str) -> dict[str, Any]:
 
 def _what_is_missing(manager: TaskManager, wanted: Wanted, error: Exception) -> str:
     reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-    if isinstance(error, ModuleNotFoundError):
-        return f"task {wanted.name!r} needs the package {error.name!r}, which is not installed"
     preset = wanted.preset
+    needs = preset.needs if preset is not None and not preset.runs_code else ""
+    if isinstance(error, ImportError):
+        cure = f"; {needs} brings it" if needs else ""
+        return f"task {wanted.name!r} needs a package that is not installed ({reason}){cure}"
     data = preset.data if preset else _settings(manager, wanted.name).get("dataset_path")
-    needs = f" and {preset.needs}" if preset and preset.needs else ""
     return (
         f"task {wanted.name!r} cannot be loaded; it needs {data or 'its data set'} from the "
-        f"Hugging Face hub or its cache{needs} ({reason})"
+        f"Hugging Face hub or its cache{f', {needs}' if needs else ''} ({reason})"
     )

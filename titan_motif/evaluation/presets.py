@@ -25,7 +25,7 @@ class Preset:
     is_reports: bool
     """Whether the number of shots is the report's; otherwise it is ours."""
     data: str
-    """What is downloaded from the Hugging Face hub."""
+    """What is downloaded from the Hugging Face hub: a data set, of some a metric's script too."""
     needs: str = ""
     """What else has to be there."""
     runs_code: bool = False
@@ -44,9 +44,17 @@ PRESETS = {
         "pip install 'lm-eval[math]'",
     ),
     "humaneval": Preset(
-        "HumanEval", "humaneval", 0, True, "openai/openai_humaneval", _CODE, runs_code=True
+        "HumanEval",
+        "humaneval",
+        0,
+        True,
+        "openai/openai_humaneval, code_eval",
+        _CODE,
+        runs_code=True,
     ),
-    "mbpp": Preset("MBPP", "mbpp", 3, True, "google-research-datasets/mbpp", _CODE, runs_code=True),
+    "mbpp": Preset(
+        "MBPP", "mbpp", 3, True, "google-research-datasets/mbpp, code_eval", _CODE, runs_code=True
+    ),
     "mmlu": Preset("MMLU", "mmlu", 5, True, "cais/mmlu"),
     "mmlu_pro": Preset("MMLU-Pro", "mmlu_pro", 5, False, "TIGER-Lab/MMLU-Pro"),
     "bbh": Preset("BBH, chain of thought", "bbh_cot_fewshot", 3, False, "SaylorTwift/bbh"),
