@@ -309,6 +309,11 @@ def check_source_files(config: "JobConfig", vocab_size: int) -> Iterator[tuple[s
             for split in ("train", "validation") if needs_validation else ("train",):
                 section = config.training if split == "train" else config.validation
                 file = TokenFile(source.folder / split, at_least=section.seq_len + 1)
+                if file.is_packed and not config.training.mask_documents:
+                    yield (
+                        "training.mask_documents",
+                        f"is false; {source.name!r} holds packed samples, which it keeps apart",
+                    )
                 least, largest = file.sampled_range()
                 largest = max(largest, manifest.get("largest_id", 0))
                 if least < 0 or largest >= vocab_size:

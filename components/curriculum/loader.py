@@ -212,10 +212,6 @@ class CurriculumLoader(BaseDataLoader):
             raise ValueError(
                 f"{packed[0]} holds packed samples, and {other} does not; a run reads one or other"
             )
-        if packed and documents is None:
-            raise ValueError(
-                f"{packed[0]} holds packed samples; they need training.mask_documents = true"
-            )
         self.pins = pins
         self.plan, self.sources, self.streams, self.seed = plan, sources, streams, seed
         self.share, self.documents, self.workers = share, documents, workers or {}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import titan_motif.device  # noqa: F401
-from titan_motif import check_config
+from titan_motif import check_config, cli
 from titan_motif.config_loading import load_config
 from titan_motif.curriculum import build_loader
 from titan_motif.plugin import document_inputs
@@ -91,8 +91,33 @@ def test_a_run_is_told_which_tokens_belong_together(job: list[str], tiny_tokeniz
     learnt = labels[:, :-1] != -100
     assert (labels[:, :-1][learnt] == inputs["input"][:, 1:][learnt]).all()
     assert inside[learnt].all(), "nothing is predicted over a sample's end"
-    with pytest.raises(ValueError, match=r"they need training\.mask_documents = true"):
-        build_loader(config, 0, 2, None)
+
+
+def test_the_data_commands_read_it_as_any_other(job: list[str], tmp_path: Path, capsys):
+    assert check_config.main(["--world-size", "1", *job]) == 0
+    capsys.readouterr()
+    file = ["--config", job[1]]
+    table = tmp_path / "trace.json"
+    assert cli.main(["data", "trace", *file, "--step", "1", "--json", str(table)]) == 0
+    sequences = json.loads(table.read_text())["sequences"]
+    assert [one["seq_len"] for one in sequences] == [64] * 4
+    assert cli.main(["data", "preview", *file, "--png", str(tmp_path / "preview.png")]) == 0
+    assert "steps, " in capsys.readouterr().out
+
+
+def test_packed_samples_are_kept_apart_in_any_job(job: list[str], tmp_path: Path):
+    assert check_config.main(["--world-size", "1", *job]) == 0
+    plain = tmp_path / "plain.toml"
+    plain.write_text(
+        Path(job[1])
+        .read_text()
+        .split("[sft]")[0]
+        .replace("steps = -1", 'steps = 2\ndataset = "prepared"')
+    )
+    arguments = ["--job.config_file", str(plain)]
+    with pytest.raises(ValueError, match=r"training\.mask_documents is false; 'packed' holds"):
+        load_config(arguments, 1)
+    load_config([*arguments, "--training.mask_documents"], 1)
 
 
 @pytest.mark.parametrize(
