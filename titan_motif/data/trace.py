@@ -90,7 +90,7 @@ def trace(
             for batch in batches:
                 inputs, labels = next(batch)
                 for row, label in zip(inputs["input"], labels, strict=True):
-                    if label[0] == IGNORE_INDEX:  # filling
+                    if (label == IGNORE_INDEX).all():  # filling
                         continue
                     where = reader.find(number)
                     stream = loaders[0].streams[where.source]

@@ -108,12 +108,8 @@ def test_the_data_commands_read_it_as_any_other(job: list[str], tmp_path: Path, 
 def test_packed_samples_are_kept_apart_in_any_job(job: list[str], tmp_path: Path):
     assert check_config.main(["--world-size", "1", *job]) == 0
     plain = tmp_path / "plain.toml"
-    plain.write_text(
-        Path(job[1])
-        .read_text()
-        .split("[sft]")[0]
-        .replace("steps = -1", 'steps = 2\ndataset = "prepared"')
-    )
+    before = Path(job[1]).read_text().split("[sft]")[0]
+    plain.write_text(before.replace("steps = -1", 'steps = 2\ndataset = "prepared"'))
     arguments = ["--job.config_file", str(plain)]
     with pytest.raises(ValueError, match=r"training\.mask_documents is false; 'packed' holds"):
         load_config(arguments, 1)
