@@ -7,8 +7,8 @@ from titan_motif.components.sft.minhash import (
     NUM_HASHES,
     band_rows,
     find_repeats,
-    jaccard,
     signature,
+    similarities,
 )
 from titan_motif.components.sft.words import normalized, run_hashes, words_of
 
@@ -37,12 +37,13 @@ def test_signatures_estimate_the_similarity():
     errors = []
     for a, b in zip(sets[::2], sets[1::2], strict=True):
         exact = of_sets(a, b)
-        assert jaccard(a, b) == pytest.approx(exact)
+        assert similarities(a, [b, a, b[:1]]).tolist() == pytest.approx(
+            [exact, 1.0, of_sets(a, b[:1])]
+        )
         errors.append((signature(a) == signature(b)).mean() - exact)
     # Of a binomial's mean: sqrt(0.25 / NUM_HASHES) at most for one, and none of it for all.
     assert np.std(errors) < 0.05
     assert abs(np.mean(errors)) < 0.01
-    assert jaccard(sets[0][:0], sets[0][:0]) == 0
 
 
 def test_members_in_blocks_and_in_any_order_have_the_same_signature():
@@ -79,6 +80,16 @@ def test_repeats_are_those_of_brute_force(order: str):
     assert 100 < similar < 300
     assert found.items() <= expected.items()  # verified by the exact similarity: none too many
     assert len(found) >= 0.99 * len(expected)
+
+
+def test_equal_similarities_repeat_the_first_that_stays():
+    members = np.random.default_rng(4).integers(0, 2**63, 130, dtype=np.uint64)
+    base, rest = members[:100], members[100:]
+    sets = [np.sort(np.append(base, rest[10 * n : 10 * n + 10])) for n in range(2)]
+    sets.append(np.sort(base))
+    signatures = np.stack([signature(one) for one in sets])
+    found = find_repeats(signatures, sets.__getitem__, 0.88, range(3))
+    assert found == {2: (0, pytest.approx(100 / 110))}  # the two others are 100 / 120 alike
 
 
 def test_a_chain_of_small_changes_keeps_what_differs():
