@@ -80,6 +80,7 @@ def small_job(**changes) -> Job:
         gathered_bytes=2,
         accumulates=False,
         keeps_gathered=False,
+        has_replicas=False,
         loss_chunk_tokens=16,
         compiles_loss=True,
     )
