@@ -128,13 +128,10 @@ class DocumentTokenizer(NamedTuple):
         return np.dtype(np.uint16 if self.vocab_size <= 2**16 else np.uint32)
 
 
-def load_tokenizer(folder: str | Path) -> DocumentTokenizer:
-    """Load a folder's tokenizer.json so that it encodes text whole, and nothing but text.
+def read_tokenizer(folder: str | Path) -> Tokenizer:
+    """Return what a folder's tokenizer.json holds, without its limits on length and its padding.
 
-    What a tokenizer may add or cut (a beginning token, padding, a maximal length) is off, and the
-    name of a special token within a text is text: the end token ends documents and nothing else.
-    Raises: ValueError if the tokenizer is missing or damaged, has no end-of-text token, or has an
-            id that is not below its number of entries
+    Raises: ValueError if it is missing or damaged
     """
     path = Path(folder) / "tokenizer.json"
     if not path.is_file():
@@ -145,6 +142,18 @@ def load_tokenizer(folder: str | Path) -> DocumentTokenizer:
         raise ValueError(f"{path}: cannot be read as a tokenizer ({error})") from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    return tokenizer
+
+
+def load_tokenizer(folder: str | Path) -> DocumentTokenizer:
+    """Load a folder's tokenizer.json so that it encodes text whole, and nothing but text.
+
+    What a tokenizer may add or cut (a beginning token, padding, a maximal length) is off, and the
+    name of a special token within a text is text: the end token ends documents and nothing else.
+    Raises: ValueError if the tokenizer is missing or damaged, has no end-of-text token, or has an
+            id that is not below its number of entries
+    """
+    path, tokenizer = Path(folder) / "tokenizer.json", read_tokenizer(folder)
     tokenizer.encode_special_tokens = True
     vocabulary = tokenizer.get_vocab()
     token, largest = max(vocabulary.items(), key=lambda entry: entry[1], default=("", -1))

@@ -22,7 +22,11 @@ from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
-from titan_motif.components.curriculum.tokenizer import CHAT_TEMPLATE, SPECIAL_TOKENS
+from titan_motif.components.curriculum.tokenizer import (
+    CHAT_TEMPLATE,
+    SPECIAL_TOKENS,
+    read_tokenizer,
+)
 from titan_motif.components.sft.conversations import Conversation
 
 TEMPLATE_FILE = "chat_template.jinja"
@@ -172,16 +176,7 @@ def load_template(folder: str | Path, file: str | Path = "") -> ChatTemplate:
     Raises: ValueError if there is none, or no tokenizer
     """
     folder = Path(folder)
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; a tokenizer folder holds tokenizer.json")
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises nothing more special
-        raise ValueError(f"{path}: cannot be read as a tokenizer ({error})") from None
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    settings = _settings(folder)
+    tokenizer, settings = read_tokenizer(folder), _settings(folder)
     text, origin = _template_text(folder, settings, file)
     if text is None:
         missing = next((x for x in SPECIAL_TOKENS if tokenizer.token_to_id(x) is None), None)
