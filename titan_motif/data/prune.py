@@ -49,8 +49,9 @@ class Options(PruneRules):
     messages_field: str = "messages"
     """Field of a row with the messages."""
     model: Path | None = None
-    """A small model, a DCP step or a directory of safetensors, whose loss on what the assistant
-    says has to be within the bounds below; without one, that rule is off."""
+    """A small model (a DCP step, a run's checkpoint folder or a directory of safetensors) whose
+    loss on what the assistant says has to be within the bounds below; without one, that rule is
+    off."""
     min_loss: float = 0.02
     """Least nats a token that is learnt: below, there is nothing to learn. 0 is off."""
     max_loss: float = 6.0

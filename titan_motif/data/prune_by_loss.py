@@ -17,7 +17,12 @@ from titan_motif.components.sft.conversations import Conversation
 from titan_motif.components.sft.selection import Drop, Selection
 from titan_motif.components.sft.template import Sample, TemplateProblem, load_template
 from titan_motif.evaluation.conversation_loss import conversation_losses
-from titan_motif.evaluation.loading import load_model, tokenizer_folder_of, usable_device
+from titan_motif.evaluation.loading import (
+    load_model,
+    newest_step,
+    tokenizer_folder_of,
+    usable_device,
+)
 
 _BATCH = 256
 """Conversations that are tokenised at once."""
@@ -76,6 +81,7 @@ class LossJudge:
         dtype: str,
         batch_tokens: int,
     ) -> None:
+        model = newest_step(model)
         folder = tokenizer_folder_of(model, tokenizer)
         self.name = str(model)
         self.template = load_template(folder, chat_template)

@@ -5,7 +5,7 @@ import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,6 +24,7 @@ from titan_motif.evaluation.loading import (
     RESOLVED,
     dtype_named,
     load_model,
+    newest_step,
     tokenizer_folder_of,
     usable_device,
 )
@@ -43,7 +44,8 @@ class Options:
     """
 
     checkpoint: Annotated[Path | None, tyro.conf.Positional] = None
-    """A DCP step, or a directory of safetensors."""
+    """A DCP step, a run's checkpoint folder (its newest whole step), or a directory of
+    safetensors."""
     tasks: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Names with commas between them; may be given several times. 'motif2' is the report's
     benchmarks, 'motif2:gsm8k' one of them, 'local' all that needs no download."""
@@ -92,6 +94,8 @@ def main(options: Options) -> None:
     if options.list_tasks:
         tables.print_tasks()
         return
+    if options.checkpoint is not None:
+        options = replace(options, checkpoint=newest_step(options.checkpoint))
     wanted = _check(options)
     checkpoint = options.checkpoint
     assert checkpoint is not None

@@ -20,6 +20,7 @@ from titan_motif.evaluation.continuation import Continuation, Speed, continue_pr
 from titan_motif.evaluation.loading import (
     dtype_named,
     load_model,
+    newest_step,
     tokenizer_folder_of,
     usable_device,
 )
@@ -38,7 +39,8 @@ class Options:
     """
 
     checkpoint: Annotated[Path, tyro.conf.Positional]
-    """A DCP step, or a directory of safetensors."""
+    """A DCP step, a run's checkpoint folder (its newest whole step), or a directory of
+    safetensors."""
     prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A text to be continued; given several times, several."""
     prompts_file: Path | None = None
@@ -76,6 +78,7 @@ class Options:
 def main(options: Options) -> None:
     options.sampling.check()
     _check(options)
+    options = dataclasses.replace(options, checkpoint=newest_step(options.checkpoint))
     folder = tokenizer_folder_of(options.checkpoint, options.tokenizer)
     tokenizer = load_tokenizer(folder)
     texts = _texts(options)

@@ -1,5 +1,6 @@
 """A trained model, whole and on one device, and its tokenizer, from what a run has written."""
 
+import sys
 from pathlib import Path
 
 import titan_motif.device  # noqa: F401  (before anything of torchtitan)
@@ -9,11 +10,20 @@ import torch
 
 from titan_motif.components.curriculum.tokenizer import DocumentTokenizer, load_tokenizer
 from titan_motif.components.progress import byte_progress
+from titan_motif.components.saved_steps import step_to_begin_from
 from titan_motif.config_loading import load_config
 from titan_motif.interchange.model_files import open_model
 from titan_motif.model import Motif2Model
 
 RESOLVED = "config.resolved.toml"
+
+
+def newest_step(path: Path) -> Path:
+    """Return the newest whole step of a run's checkpoint folder, saying which; else the path."""
+    found = Path(step_to_begin_from(path))
+    if found != path:
+        print(f"{path}: reading its newest step, {found.name}", file=sys.stderr)
+    return found
 
 
 def load_model(

@@ -13,13 +13,10 @@ import titan_motif.device  # noqa: F401
 
 # isort: split
 from titan_motif import cli
-from titan_motif.components.curriculum.tokenizer import (
-    load_tokenizer,
-    save_tokenizer,
-    train_tokenizer,
-)
+from titan_motif.components.curriculum.tokenizer import load_tokenizer
 from titan_motif.components.dcp_files import write_dcp
 from titan_motif.components.safetensors_files import TensorShape
+from titan_motif.components.seal import break_seal
 from titan_motif.evaluation import continuation
 from titan_motif.evaluation.chat import ChatPrompts
 from titan_motif.evaluation.continuation import Speed, continue_prompts
@@ -52,14 +49,7 @@ NETWORKS = {
 }
 GREEDY = Sampling(temperature=0)
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Several threads only wait for each other on tensors this small."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def network(name: str) -> Motif2Model:
@@ -70,14 +60,6 @@ def network(name: str) -> Motif2Model:
 @pytest.fixture(params=NETWORKS)
 def model(request) -> Motif2Model:
     return network(request.param)
-
-
-@pytest.fixture(scope="module")
-def tokenizer_folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    text = ["the cat and the dog see the rain in spain stay mainly on the plain " * 3]
-    save_tokenizer(train_tokenizer(text, 290), folder)
-    return folder
 
 
 def apart(then: torch.Tensor, now: torch.Tensor) -> float:
@@ -370,6 +352,27 @@ def test_the_command_streams_one_prompt(folder: Path, capsys):
     (stopped,) = json.loads(file.read_text())["prompts"][0]["samples"]
     assert stopped["ended_by"] == "stop_string"
     assert stopped["text"] == sample["text"].partition(stop[1])[0]
+
+
+def test_of_a_runs_checkpoint_folder_the_newest_whole_step_is_read(
+    tokenizer_folder: Path, tmp_path: Path, capsys
+):
+    model = network("grouped").float()
+    shapes = {n: TensorShape(tuple(v.shape), v.dtype) for n, v in model.state_dict().items()}
+    last = run_of(tmp_path, model.model_args, tokenizer_folder)
+    for number in (2, 5, 7):
+        weights = {n: v * number for n, v in model.state_dict().items()}
+        step = last.with_name(f"step-{number}")
+        write_dcp(step, shapes, weights.__getitem__)
+        if number == 7:
+            break_seal(step)  # a save that was cut off
+    more = ["--prompt", "the dog", "--max-new-tokens", "4", "--temperature", "0"]
+    assert generate(last, *more) == 0
+    of_the_step, _ = capsys.readouterr()
+    assert generate(last.parent, *more) == 0
+    printed, told = capsys.readouterr()
+    assert printed == of_the_step
+    assert told.startswith(f"{last.parent}: reading its newest step, step-5\n")
 
 
 def test_a_files_prompts_are_what_they_are_alone(folder: Path, tmp_path: Path, capsys):

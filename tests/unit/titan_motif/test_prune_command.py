@@ -24,6 +24,8 @@ from titan_motif.evaluation.conversation_loss import conversation_losses
 from titan_motif.evaluation.loading import load_model
 from titan_motif.model import Motif2ModelArgs
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 WORDS = [a + b + c for a in "bdfgklmnprst" for b in "aeiou" for c in ("", "n", "r", "lo", "mi")]
 
 
@@ -203,15 +205,6 @@ def test_half_a_surrogate_pair_beside_the_messages_is_kept(lines, tmp_path: Path
 
 
 # ---- the loss
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Models as small as these run ten times as long on two threads of a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
