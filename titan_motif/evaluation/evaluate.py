@@ -1,8 +1,8 @@
 """`titan-motif evaluate`: benchmarks of a trained model, by lm-evaluation-harness."""
 
+import dataclasses
 import json
 import re
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,12 +14,9 @@ import tyro
 import titan_motif.device as default_device  # before anything of torchtitan
 
 # isort: split
-import torch
-
-from titan_motif import __version__
 from titan_motif.config_loading import load_config
-from titan_motif.curriculum import sources_of
 from titan_motif.evaluation import results as tables
+from titan_motif.evaluation.harness import require_harness
 from titan_motif.evaluation.loading import (
     RESOLVED,
     dtype_named,
@@ -28,8 +25,7 @@ from titan_motif.evaluation.loading import (
     tokenizer_folder_of,
     usable_device,
 )
-from titan_motif.evaluation.local_tasks.perplexity import SPLIT, data_groups
-from titan_motif.evaluation.local_tasks.setting import Setting
+from titan_motif.evaluation.local_tasks.perplexity import data_groups, held_out_splits
 from titan_motif.evaluation.presets import Wanted, wanted_tasks
 from titan_motif.evaluation.ranks import Ranks
 
@@ -99,67 +95,28 @@ def main(options: Options) -> None:
     wanted = _check(options)
     checkpoint = options.checkpoint
     assert checkpoint is not None
-    _require_harness()
-    from titan_motif.evaluation import harness_tasks
-    from titan_motif.evaluation.harness_model import VERSION, HarnessModel
+    require_harness()
+    from titan_motif.evaluation.benchmarks import Benchmarks, Settings
 
     folder = tokenizer_folder_of(checkpoint, options.tokenizer)
+    names = (setting.name for setting in dataclasses.fields(Settings))
+    settings = Settings(**{name: getattr(options, name) for name in names})
     begin = time.perf_counter()
     with Ranks() as ranks:
-        manager = harness_tasks.manager_of(wanted, options.include_path, options.verbose)
-        items = harness_tasks.load_harness_tasks(manager, wanted)
+        more = options.include_path, options.verbose
+        benchmarks = Benchmarks(wanted, folder, settings, *more)
         groups = _groups(options) if Wanted("perplexity") in wanted else {}
         device = usable_device(ranks.device(options.device))
         dtype = dtype_named(options.dtype, device)
         network = load_model(checkpoint, options.config, device, dtype)
-        settings = options.batch_size, options.max_length, options.chat
-        model = HarnessModel(network, folder, *settings, ranks=ranks)
-        setting = Setting(folder, model.max_length, options.chat, groups)
-        items += harness_tasks.load_local_tasks(manager, wanted, setting)
-        loaded = manager.load(items)
-        for task in loaded["tasks"].values():
-            _check_size(task, ranks.size, options.limit)
-            if options.num_fewshot is not None:
-                harness_tasks.set_shots(task, options.num_fewshot)
-        found = harness_tasks.run(
-            model,
-            loaded,
-            limit=options.limit,
-            is_chat=options.chat,
-            system=options.system,
-            max_new_tokens=options.max_new_tokens,
-        )
-        cut = ranks.gather_object(model.num_cut)
-    if found is None:
+        model = benchmarks.model(network, ranks)
+        benchmarks.complete(model, groups)
+        figures = benchmarks.run(model)
+    if figures is None:
         return
-    figures = {
-        "checkpoint": str(checkpoint),
-        "step": _step(options),
-        "tasks": tables.figures_of(found),
-        "cut_requests": sum(cut or ()),
-        "max_length": model.max_length,
-        "chat": options.chat,
-        "limit": options.limit,
-        "device": str(device),
-        "dtype": str(network.norm.weight.dtype).removeprefix("torch."),
-        "ranks": ranks.size,
-        "seconds": time.perf_counter() - begin,
-        "versions": {"titan_motif": __version__, "lm_eval": VERSION, "torch": torch.__version__},
-    }
-    _report(options, figures)
-
-
-def _require_harness() -> None:
-    """Raise ValueError, one line, unless the optional package is there."""
-    try:
-        import titan_motif.evaluation.harness_model  # noqa: F401
-    except ImportError as error:
-        if not (error.name or "").startswith(("titan_motif", "torch")):
-            raise ValueError(
-                f"lm-evaluation-harness is not installed, not whole or too old ({error}); "
-                "pip install 'titan-motif[eval]' brings it"
-            ) from None
-        raise
+    seconds = time.perf_counter() - begin  # with what it took to load
+    beside = {"checkpoint": str(checkpoint), "step": _step(options)}
+    _report(options, {**beside, **figures, "seconds": seconds})
 
 
 def _check(options: Options) -> list[Wanted]:
@@ -208,20 +165,7 @@ def _groups(options: Options) -> Mapping[str, Sequence[Path]]:
     resolved = options.checkpoint.absolute().parent.parent / RESOLVED
     if not resolved.is_file():
         return {}
-    groups: dict[str, list[Path]] = {}
-    for source in sources_of(load_config(["--job.config_file", str(resolved)], runs_here=False)):
-        groups.setdefault(source.group, []).append(source.folder / SPLIT)
-    return groups
-
-
-def _check_size(task: Any, num_ranks: int, limit: int | None) -> None:
-    """Raise ValueError if a rank would have no document of a task."""
-    size = min(len(task.eval_docs), limit or sys.maxsize)
-    if size < num_ranks:
-        raise ValueError(
-            f"task {task.task_name!r} has {size} documents for {num_ranks} processes; each needs "
-            "at least one"
-        )
+    return held_out_splits(load_config(["--job.config_file", str(resolved)], runs_here=False))
 
 
 def _report(options: Options, figures: dict[str, Any]) -> None:

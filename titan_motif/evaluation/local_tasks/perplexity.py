@@ -15,6 +15,8 @@ from typing import Any
 from titan_motif.components.curriculum.manifest import MANIFEST, tokenizer_sha256
 from titan_motif.components.curriculum.sources import TokenFile
 from titan_motif.components.curriculum.tokenizer import load_tokenizer
+from titan_motif.config import JobConfig
+from titan_motif.curriculum import sources_of
 from titan_motif.evaluation.local_tasks.setting import Setting, Task, in_memory
 
 SPLIT = "validation"
@@ -117,6 +119,14 @@ def data_groups(folder: Path) -> dict[str, list[Path]]:
             f"--data is {folder}; neither it nor a folder in it holds {SPLIT}/tokens.npy"
         )
     return found
+
+
+def held_out_splits(config: JobConfig) -> dict[str, list[Path]]:
+    """Return the folders of each group's held-out splits, of a job's data."""
+    groups: dict[str, list[Path]] = {}
+    for source in sources_of(config):
+        groups.setdefault(source.group, []).append(source.folder / SPLIT)
+    return groups
 
 
 def measure(document: Mapping[str, Any], results: Sequence[float]) -> dict[str, Any]:
