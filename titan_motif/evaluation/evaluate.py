@@ -26,7 +26,7 @@ from titan_motif.evaluation.loading import (
     usable_device,
 )
 from titan_motif.evaluation.local_tasks.perplexity import data_groups, held_out_splits
-from titan_motif.evaluation.presets import Wanted, wanted_tasks
+from titan_motif.evaluation.presets import LISTING, Wanted, wanted_tasks
 from titan_motif.evaluation.ranks import Ranks
 
 
@@ -124,7 +124,7 @@ def _check(options: Options) -> list[Wanted]:
     if options.checkpoint is None:
         raise ValueError("no checkpoint is given; a step or a directory of safetensors is needed")
     if not options.tasks:
-        raise ValueError("--tasks is not given; a task is needed: --list-tasks tells them")
+        raise ValueError(f"--tasks is not given; a task is needed: {LISTING} tells them")
     wanted = wanted_tasks(options.tasks)
     for name, least in (
         ("limit", 1),

@@ -5,6 +5,7 @@ The only file that imports `lm_eval`: what else is used of it comes from here. T
 cut as there, which log-likelihoods to 1e-4 confirm.
 """
 
+import functools
 import importlib.metadata
 import json
 from collections import Counter
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import lm_eval.api.task
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
@@ -20,6 +22,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
+from tqdm import tqdm
 
 from titan_motif.components.curriculum.tokenizer import load_tokenizer
 from titan_motif.components.sft.conversations import Conversation, Message
@@ -35,6 +38,8 @@ from titan_motif.model import Motif2Model
 __all__ = ["VERSION", "HarnessModel", "TaskManager", "evaluate_by_harness"]
 
 VERSION = importlib.metadata.version("lm_eval")
+lm_eval.api.task.tqdm = functools.partial(tqdm, disable=None)  # no bars in the log of a run
+
 MAX_NEW_TOKENS = 256
 """Of a request that names none; the harness's own default."""
 

@@ -1,5 +1,6 @@
 """Tasks by their names: the harness's own and the user's, each with its data loaded, and ours."""
 
+import functools
 import logging
 import random
 from collections.abc import Sequence
@@ -27,7 +28,8 @@ def manager_of(
 ) -> TaskManager:
     """Return what knows the harness's tasks, and those in the user's folders.
 
-    The harness's 13,000 files take ten seconds to read: they are not where only ours are wanted.
+    The harness's 13,000 files take ten seconds to read: they are not where only ours are wanted,
+    and once in a process.
 
     Raises: ValueError if a folder is not there
     """
@@ -35,10 +37,13 @@ def manager_of(
     for path in include_paths:
         if not path.is_dir():
             raise ValueError(f"--include-path is {path}; a folder with tasks is needed")
-    return TaskManager(
-        include_path=[str(path) for path in include_paths] or None,
-        include_defaults=not all(task.is_local for task in wanted),
-    )
+    needs_harness = not all(task.is_local for task in wanted)
+    return _manager(tuple(map(str, include_paths)), needs_harness)
+
+
+@functools.cache
+def _manager(include_paths: tuple[str, ...], include_defaults: bool) -> TaskManager:
+    return TaskManager(include_path=list(include_paths) or None, include_defaults=include_defaults)
 
 
 def load_harness_tasks(manager: TaskManager, wanted: Sequence[Wanted]) -> list[Any]:

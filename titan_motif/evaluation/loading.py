@@ -13,7 +13,7 @@ from titan_motif.components.progress import byte_progress
 from titan_motif.components.saved_steps import step_to_begin_from
 from titan_motif.config_loading import load_config
 from titan_motif.interchange.model_files import open_model
-from titan_motif.model import Motif2Model
+from titan_motif.model import Motif2Model, Motif2ModelArgs
 
 RESOLVED = "config.resolved.toml"
 
@@ -45,18 +45,27 @@ def load_model(
     device = usable_device(device)
     files = open_model(path, config)
     dtype = files.dtype if dtype is None else dtype
+    model = empty_model(files.args, device, dtype)
+    with torch.no_grad(), byte_progress("reading", files.num_bytes) as advance:
+        for name, parameter in model.named_parameters():
+            parameter.copy_(files.read_finite(name))
+            advance(files.tensors[name].num_bytes)
+    return model
+
+
+def empty_model(args: Motif2ModelArgs, device: torch.device, dtype: torch.dtype) -> Motif2Model:
+    """Return a model in eval mode, its parameters in their dtypes, but without their values.
+
+    lambda's vectors and PolyNorm's coefficients are in float32 at least, as in training.
+    """
     with torch.device("meta"):
-        model = Motif2Model(files.args)
+        model = Motif2Model(args)
     model.to(dtype)
     model.scalars.float()  # lambda's constants are rounded to float32, as the trainer has them
     model.to_empty(device=device)
     model.scalars.reset_buffers()
     model.attention_record.reset()
     model.scalars.to(torch.promote_types(dtype, torch.float32))
-    with torch.no_grad(), byte_progress("reading", files.num_bytes) as advance:
-        for name, parameter in model.named_parameters():
-            parameter.copy_(files.read_finite(name))
-            advance(files.tensors[name].num_bytes)
     return model.requires_grad_(False).eval()
 
 

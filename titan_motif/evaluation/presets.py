@@ -10,6 +10,7 @@ PREFIX = "motif2"
 """`motif2` is all benchmarks of the report, `motif2:NAME` one of them."""
 LOCAL = "local"
 """All local tasks."""
+LISTING = "`titan-motif evaluate --list-tasks`"
 ALLOW_CODE = "HF_ALLOW_CODE_EVAL"
 """Set to 1 by whoever allows what a model has written to be run."""
 
@@ -96,8 +97,8 @@ class Wanted(NamedTuple):
         return self.preset is None and self.name in LOCAL_TASKS
 
 
-def wanted_tasks(names: Sequence[str]) -> list[Wanted]:
-    """Return what a command line's names stand for, each once; names may hold commas.
+def wanted_tasks(names: Sequence[str], option: str = "--tasks") -> list[Wanted]:
+    """Return what the names of an option stand for, each once; names may hold commas.
 
     Raises: ValueError, one line, for no name, or a preset that is not there
     """
@@ -112,24 +113,24 @@ def wanted_tasks(names: Sequence[str]) -> list[Wanted]:
         elif prefix == PREFIX and colon:
             if rest not in PRESETS:
                 raise ValueError(
-                    f"--tasks has {name!r}{_nearest(rest, list(PRESETS))}; {PREFIX}: goes with "
+                    f"{option} has {name!r}{_nearest(rest, list(PRESETS))}; {PREFIX}: goes with "
                     f"{', '.join(PRESETS)}"
                 )
             found.append(_of_preset(PRESETS[rest]))
         else:
             found.append(Wanted(name))
     if not found:
-        raise ValueError("--tasks is empty; a task is needed: --list-tasks tells them")
+        raise ValueError(f"{option} is empty; a task is needed: {LISTING} tells them")
     return list(dict.fromkeys(found))
 
 
-def check_known(wanted: Sequence[Wanted], known: Sequence[str]) -> None:
+def check_known(wanted: Sequence[Wanted], known: Sequence[str], option: str = "--tasks") -> None:
     """Raise ValueError for a task that is neither local nor among the harness's."""
     for task in wanted:
         if not task.is_local and task.name not in known:
             near = _nearest(task.name, [*known, *LOCAL_TASKS])
             raise ValueError(
-                f"--tasks has {task.name!r}, which the harness does not know{near}; --list-tasks "
+                f"{option} has {task.name!r}, which the harness does not know{near}; {LISTING} "
                 "tells presets and local tasks, `lm-eval ls tasks` all others"
             )
 

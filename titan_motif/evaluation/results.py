@@ -1,5 +1,6 @@
 """The results of an evaluation: as data, as a table, in TensorBoard; and the table of tasks."""
 
+import io
 import math
 import sys
 from collections.abc import Mapping
@@ -40,7 +41,7 @@ def figures_of(found: Mapping[str, Any]) -> dict[str, Any]:
     return tasks
 
 
-def print_results(figures: Mapping[str, Any]) -> None:
+def table_of(figures: Mapping[str, Any]) -> Table:
     table = Table(box=None, header_style="bold")
     table.add_column("task", no_wrap=True)
     table.add_column("metric", no_wrap=True)
@@ -57,25 +58,52 @@ def print_results(figures: Mapping[str, Any]) -> None:
                 "" if number else f"{task['samples'] or 0:,}",
                 "" if number or task["shots"] is None else str(task["shots"]),
             )
-    Console(width=120, highlight=False).print(table)
-    if figures["cut_requests"]:
-        print(
-            f"evaluate: {figures['cut_requests']:,} requests were longer than the "
-            f"{figures['max_length']:,} tokens that the network is given; their beginning was cut",
-            file=sys.stderr,
-        )
+    return table
+
+
+def cut_note(figures: Mapping[str, Any]) -> str | None:
+    """Return how many requests lost their beginning; None if none did."""
+    if not figures["cut_requests"]:
+        return None
+    return (
+        f"{figures['cut_requests']:,} requests were longer than the {figures['max_length']:,} "
+        "tokens that the network is given; their beginning was cut"
+    )
+
+
+def lines_of(figures: Mapping[str, Any]) -> list[str]:
+    """Return the table as lines of a log."""
+    console = Console(file=io.StringIO(), width=120, highlight=False, color_system=None)
+    console.print(table_of(figures))
+    note = cut_note(figures)
+    lines = [line.rstrip() for line in console.file.getvalue().splitlines()]
+    return lines if note is None else [*lines, note]
+
+
+def print_results(figures: Mapping[str, Any]) -> None:
+    Console(width=120, highlight=False).print(table_of(figures))
+    note = cut_note(figures)
+    if note is not None:
+        print(f"evaluate: {note}", file=sys.stderr)
     print(f"evaluate: {figures['seconds']:.1f} s", file=sys.stderr)
 
 
+def values_of(figures: Mapping[str, Any]) -> dict[str, float]:
+    """Return every value under the name that TensorBoard shows, evaluation/TASK/METRIC."""
+    return {
+        f"evaluation/{name}/{metric}": found["value"]
+        for name, task in figures["tasks"].items()
+        for metric, found in task["metrics"].items()
+    }
+
+
 def write_tensorboard(folder: Path, figures: Mapping[str, Any]) -> None:
-    """Write every value as evaluation/TASK/METRIC at the results' step."""
+    """Write every value at the results' step."""
     from torch.utils.tensorboard import SummaryWriter
 
     with SummaryWriter(str(folder)) as writer:
-        for name, task in figures["tasks"].items():
-            for metric, found in task["metrics"].items():
-                label = f"evaluation/{name}/{metric}"
-                writer.add_scalar(label, found["value"], figures["step"])
+        for label, value in values_of(figures).items():
+            writer.add_scalar(label, value, figures["step"])
 
 
 def print_tasks() -> None:

@@ -10,7 +10,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -187,7 +187,7 @@ def test_names_stand_for_tasks():
 
 
 REFUSED = {
-    "no task": ([], "--tasks is not given; a task is needed: --list-tasks tells them"),
+    "no task": ([], "--tasks is not given; a task is needed: `titan-motif evaluate --list-"),
     "an empty one": (["--tasks", ","], "--tasks is empty; a task is needed"),
     "no preset": (["--tasks", "motif2:gsm8"], "(did you mean 'gsm8k'?); motif2: goes with gsm8k,"),
     "limit": (["--tasks", "sums", "--limit", "0"], "--limit is 0; at least 1 is needed"),
@@ -518,7 +518,7 @@ def evaluate(folder: Path, *more: str) -> int:
 
 
 @pytest.fixture
-def few_tasks(monkeypatch) -> None:
+def few_tasks(monkeypatch) -> Iterator[None]:
     """Have the harness know four folders of its tasks: reading all of them takes ten seconds."""
     import lm_eval.tasks
 
@@ -532,6 +532,9 @@ def few_tasks(monkeypatch) -> None:
         return make(include_path=[*theirs, *(include_path or ())], include_defaults=False)
 
     monkeypatch.setattr(harness_tasks, "TaskManager", made)
+    harness_tasks._manager.cache_clear()
+    yield
+    harness_tasks._manager.cache_clear()
 
 
 @torch.no_grad()
@@ -645,7 +648,7 @@ def test_sums_in_a_chat_are_judged_by_what_is_generated(folder: Path, tmp_path: 
 
 
 UNHARNESSED = {
-    "unknown": (["--tasks", "hellaswagg"], "does not know (did you mean 'hellaswag'?); --list-ta"),
+    "unknown": (["--tasks", "hellaswagg"], "does not know (did you mean 'hellaswag'?); `titan-"),
     "code": (["--tasks", "motif2:humaneval"], "'humaneval' runs code that the model has written"),
     "other code": (["--tasks", "mbpp_instruct"], "set HF_ALLOW_CODE_EVAL=1 to allow it"),
     "no data": (["--tasks", "motif2:gsm8k"], "it needs openai/gsm8k from the Hugging Face hub or"),
