@@ -332,6 +332,35 @@ class Validation(torchtitan_config.Validation):
 
 
 @dataclass
+class Evaluation:
+    """Benchmarks at intervals, as `titan-motif evaluate` runs them (docs/evaluation.md)."""
+
+    enable: bool = False
+    """
+    Put `tasks` to the model every `freq` steps, and at the last one. Each rank then holds a whole
+    model; lm-evaluation-harness, the extra `eval`, has to be installed.
+    """
+    freq: int = 1000
+    """Steps from one evaluation to the next."""
+    tasks: list[str] = field(default_factory=list)
+    """Names of tasks, presets and local tasks, as in `titan-motif evaluate --tasks`."""
+    num_fewshot: int | None = None
+    """Solved examples before each question; None is each task's own number."""
+    limit: int | None = None
+    """Documents of each task; None is all of them."""
+    batch_size: int = 8
+    """Rows that run at once, on each rank."""
+    max_length: int | None = None
+    """Tokens that the network is given at most; None is what it is meant for."""
+    max_new_tokens: int | None = None
+    """Most tokens of a generated text; None is each task's own number."""
+    chat: bool = False
+    """Put each question as a user's turn, in the tokenizer's chat template."""
+    timeout_seconds: int = 3600
+    """How long a rank waits for others that still evaluate; one more second ends the run."""
+
+
+@dataclass
 class Summary:
     """What is written when a run ends."""
 
@@ -359,6 +388,7 @@ class JobConfig(torchtitan_config.JobConfig):
     activation_checkpoint: ActivationCheckpoint = field(default_factory=ActivationCheckpoint)
     comm: Comm = field(default_factory=Comm)
     validation: Validation = field(default_factory=Validation)
+    evaluation: Evaluation = field(default_factory=Evaluation)
     summary: Summary = field(default_factory=Summary)
 
 

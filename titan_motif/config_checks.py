@@ -17,6 +17,7 @@ from titan_motif.config import (
     Optimizer,
     value_of,
 )
+from titan_motif.config_evaluation import check_evaluation
 from titan_motif.config_float8 import check_float8
 from titan_motif.config_refusals import check_served
 from titan_motif.corpus.prepare import GROUPS as BUILTIN_GROUPS
@@ -45,6 +46,9 @@ _AT_LEAST = {
     "validation.local_batch_size": 1,
     "validation.seq_len": 1,
     "validation.freq": 1,
+    "evaluation.freq": 1,
+    "evaluation.batch_size": 1,
+    "evaluation.timeout_seconds": 1,
     "lr_scheduler.warmup_steps": 0,
     "optimizer.muon.polar_express_steps": 1,
     "optimizer.muon.max_skipped_steps": 0,
@@ -259,6 +263,7 @@ def _model(config: JobConfig, runs_here: bool) -> Iterator[Finding]:
         return
     yield from _attention(config, args, runs_here)
     yield from check_float8(config, args, runs_here)
+    yield from check_evaluation(config, args, runs_here)
     longest = args.max_seq_len
     for key in ("training.seq_len", "validation.seq_len"):
         if value_of(config, key) > longest:

@@ -44,6 +44,7 @@ from titan_motif.config import JobConfig
 from titan_motif.config_loading import ConfigError, load_config
 from titan_motif.device import device_type
 from titan_motif.evaluation.bigram import MAX_TRAIN_TOKENS, bigram_loss, excerpt
+from titan_motif.evaluation.during_training import IntervalEvaluator
 from titan_motif.evaluation.sampling import sample
 from titan_motif.run_records import bits_per_byte, write_start_records, write_summary
 
@@ -71,6 +72,11 @@ class MotifTrainer(torchtitan.train.Trainer):
         self.metrics_processor.data_report = self._report_of_data
         if job_config.loss.z_loss > 0:
             self.metrics_processor.loss_report = self._report_of_z_loss
+        self.evaluator: IntervalEvaluator | None = None
+        if job_config.evaluation.enable:
+            self.evaluator = IntervalEvaluator(
+                job_config, self.model_args, self.device, self.metrics_processor
+            )
         if self.is_first_rank:
             write_start_records(job_config, torch.distributed.get_world_size())
 
@@ -95,6 +101,7 @@ class MotifTrainer(torchtitan.train.Trainer):
             yield inputs, labels
 
     def train_step(self, data_iterator) -> None:
+        self._evaluate(self.step - 1)
         self._feed_back_average()
         step = self._begin_data_step()
         self.step_tokens = step.tokens
@@ -117,6 +124,13 @@ class MotifTrainer(torchtitan.train.Trainer):
             (loss.total / global_valid_tokens).backward()
         self.z_losses.append(loss.z_loss / global_valid_tokens)
         return loss.cross_entropy / global_valid_tokens
+
+    def _evaluate(self, step: int) -> None:
+        """Put the tasks of evaluation to what a step has left, once it is saved, if that is due."""
+        if self.evaluator is None or not self.evaluator.is_due(step, step >= self.first_step):
+            return
+        self.optimizers.zero_grad()  # gradients make room for the whole model
+        self.evaluator.evaluate(self.model_parts[0], step)
 
     def _feed_back_average(self) -> None:
         """Before a step whose predecessor passed a multiple of the interval, take the average up.
@@ -197,6 +211,7 @@ class MotifTrainer(torchtitan.train.Trainer):
 
     def train(self) -> None:
         super().train()
+        self._evaluate(self.step)
         if self.job_config.summary.enable:
             self.summarize()
 

@@ -55,6 +55,8 @@ SERVED = {
     "comm": "init_timeout_seconds train_timeout_seconds trace_buf_size save_traces_folder "
     "save_traces_file_prefix",
     "experimental": "custom_import",
+    "evaluation": "enable freq tasks num_fewshot limit batch_size max_length max_new_tokens chat "
+    "timeout_seconds",
     "validation": "enable local_batch_size seq_len freq steps",
     "debug": "seed deterministic deterministic_warn_only",
     "summary": "enable sample_tokens",

@@ -1,0 +1,57 @@
+"""What a job's settings of evaluation must be: each rule gives the key and what is wrong."""
+
+from collections.abc import Iterator
+
+from titan_motif.config import JobConfig
+from titan_motif.evaluation.harness import require_harness
+from titan_motif.evaluation.presets import LISTING, check_known, wanted_tasks
+from titan_motif.layout import Finding
+from titan_motif.model import Motif2ModelArgs
+
+_TASKS = "evaluation.tasks"
+_AT_LEAST_OR_NONE = {"num_fewshot": 0, "limit": 1, "max_new_tokens": 1}
+
+
+def check_evaluation(
+    config: JobConfig, args: Motif2ModelArgs, runs_here: bool
+) -> Iterator[Finding]:
+    """Yield every finding; none where a job is not evaluated.
+
+    Args:
+        runs_here: whether the harness has to be there, and to know the tasks
+    """
+    settings = config.evaluation
+    if not settings.enable:
+        return
+    for name, least in _AT_LEAST_OR_NONE.items():
+        value = getattr(settings, name)
+        if value is not None and value < least:
+            yield f"evaluation.{name}", f"is {value}; at least {least} is needed"
+    longest = args.max_seq_len
+    if settings.max_length is not None and not 2 <= settings.max_length <= longest:
+        yield (
+            "evaluation.max_length",
+            f"is {settings.max_length}; 2 to {longest}, what {config.model.flavor} is meant for, "
+            "is allowed",
+        )
+    if not settings.tasks:
+        yield _TASKS, f"is []; a task is needed: {LISTING} tells them"
+        return
+    try:
+        wanted = wanted_tasks(settings.tasks, _TASKS)
+    except ValueError as error:
+        yield _TASKS, str(error).removeprefix(f"{_TASKS} ")
+        return
+    if not runs_here:
+        return
+    try:
+        require_harness()
+    except ValueError as error:
+        yield "evaluation.enable", f"is true; {error}"
+        return
+    from titan_motif.evaluation.harness_tasks import manager_of
+
+    try:
+        check_known(wanted, manager_of(wanted).all_tasks, _TASKS)
+    except ValueError as error:
+        yield _TASKS, str(error).removeprefix(f"{_TASKS} ")
