@@ -69,7 +69,8 @@ class Benchmarks:
         """Load our own tasks, as they are for such a model.
 
         Args: groups: the folders of each group's held-out splits, for `perplexity`
-        Raises: ValueError, one line, if a task lacks its data, or has too few for all ranks
+        Raises: ValueError, one line, if a task lacks its data, has too few for all ranks, or asks
+                for what the model cannot generate
         """
         settings = self.settings
         setting = Setting(self.folder, model.max_length, settings.chat, groups)
@@ -77,6 +78,7 @@ class Benchmarks:
         self.loaded = self.manager.load([*self.items, *local])
         for task in self.loaded["tasks"].values():
             _check_size(task, model.ranks.size, settings.limit)
+            harness_tasks.prepare_generation(task, model, settings.max_new_tokens)
             if settings.num_fewshot is not None:
                 harness_tasks.set_shots(task, settings.num_fewshot)
 
@@ -92,7 +94,6 @@ class Benchmarks:
             limit=settings.limit,
             is_chat=settings.chat,
             system=settings.system,
-            max_new_tokens=settings.max_new_tokens,
         )
         cut = model.ranks.gather_object(model.num_cut)
         if found is None:

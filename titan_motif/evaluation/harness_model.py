@@ -206,18 +206,27 @@ class HarnessModel(TemplateLM):
             found.update(zip(numbers, texts, strict=True))
         return [found[number] for number in range(len(requests))]
 
-    def _generate(self, prompts: list[list[int]], settings: dict, seed: int) -> list[str]:
+    def generation(self, settings: dict[str, Any]) -> tuple[Sampling, int, list[str]]:
+        """Return how texts are sampled, how many tokens they have at most, and where they end.
+
+        Raises: ValueError, one line, for settings that are not known or leave no room for a prompt
+        """
         wanted = normalize_gen_kwargs(settings, MAX_NEW_TOKENS)
-        sampling, max_new_tokens = _sampling(wanted, seed), wanted["max_gen_toks"]
-        room = self.max_length - max_new_tokens
-        if room < 1:
+        sampling, max_new_tokens = _sampling(wanted), wanted["max_gen_toks"]
+        if max_new_tokens >= self.max_length:
             raise ValueError(
                 f"a task asks for {max_new_tokens} new tokens; the network is given at most "
-                f"{self.max_length} with the prompt: --max-new-tokens sets fewer"
+                f"{self.max_length} with the prompt: --max-new-tokens sets fewer, in a job "
+                "evaluation.max_new_tokens"
             )
+        return sampling, max_new_tokens, wanted["until"]
+
+    def _generate(self, prompts: list[list[int]], settings: dict, seed: int) -> list[str]:
+        sampling, max_new_tokens, until = self.generation(settings)
+        sampling.seed, room = seed, self.max_length - max_new_tokens
         self.num_cut += sum(len(prompt) > room for prompt in prompts)
         cut = [prompt[-room:] or [self.prefix_token_id] for prompt in prompts]
-        streams = [TextStream(self._tokenizer, wanted["until"]) for _ in prompts]
+        streams = [TextStream(self._tokenizer, until) for _ in prompts]
 
         def take(row: int, token: int) -> bool:
             streams[row].push(token)
@@ -261,7 +270,7 @@ def _beginning(folder: Path, id_of: Any, end: int) -> int:
     return end if found is None else found
 
 
-def _sampling(wanted: dict[str, Any], seed: int) -> Sampling:
+def _sampling(wanted: dict[str, Any]) -> Sampling:
     """Return how a request is to be sampled; the harness draws nothing unless it is asked to."""
     unknown = sorted(wanted.keys() - {*_SAMPLING, *_IGNORED})
     if unknown:
@@ -269,7 +278,7 @@ def _sampling(wanted: dict[str, Any], seed: int) -> Sampling:
             f"a task sets {unknown[0]!r} of generation; known are {', '.join(_SAMPLING)}"
         )
     given = {name: wanted[name] for name in _SAMPLING if wanted.get(name) is not None}
-    sampling = Sampling(**{"temperature": 0.0, **given}, seed=seed)
+    sampling = Sampling(**{"temperature": 0.0, **given})
     if not wanted["do_sample"]:
         sampling.temperature = 0.0
     return sampling

@@ -93,6 +93,19 @@ def set_shots(task: Any, shots: int) -> None:
         task.set_config(key="num_fewshot", value=shots)
 
 
+def prepare_generation(task: Any, model: HarnessModel, max_new_tokens: int | None) -> None:
+    """Set the most tokens of a generated text, None for the task's own number.
+
+    Raises: ValueError, one line, if the model cannot generate as the task asks for
+    """
+    if task.get_config("output_type") != "generate_until":
+        return
+    if max_new_tokens is not None:
+        most = {"max_gen_toks": max_new_tokens}
+        task.set_config(key="generation_kwargs", value=most, update=True)
+    model.generation(task.get_config("generation_kwargs") or {})
+
+
 def run(
     model: HarnessModel,
     loaded: dict[str, Any],
@@ -100,7 +113,6 @@ def run(
     limit: int | None = None,
     is_chat: bool = False,
     system: str | None = None,
-    max_new_tokens: int | None = None,
     seed: int = 1234,
 ) -> dict[str, Any] | None:
     """Return the harness's results; None on other ranks than the first.
@@ -109,8 +121,7 @@ def run(
     takes to describe the machine. Its seed is the harness's: it draws the solved examples.
 
     Args:
-        loaded:         what the manager's `load` gives
-        max_new_tokens: of a generated text, in place of the tasks' own numbers
+        loaded: what the manager's `load` gives
     """
     random.seed(0)
     np.random.seed(seed)
@@ -119,9 +130,6 @@ def run(
         if task.get_config("num_fewshot") is None:
             task.set_config(key="num_fewshot", value=0)
         task.set_fewshot_seed(seed=seed)
-        if max_new_tokens is not None and task.get_config("output_type") == "generate_until":
-            most = {"max_gen_toks": max_new_tokens}
-            task.set_config(key="generation_kwargs", value=most, update=True)
     return evaluate_by_harness(
         model,
         loaded,
