@@ -8,6 +8,7 @@ A step is followed through the moments at which it may hold most, and the larges
     first block      its backward pass: the other activations gone, their gradients there
     embedding        after all activations, the reduction of its gradient
     optimizer        all gradients, and what Muon exchanges
+    evaluation       between steps, where a job asks for it: the whole model, no gradients
 
 What is counted are tensors, as torch.cuda.max_memory_allocated does. titan_motif.activations has
 the activations; beside them FSDP (PyTorch's fully_shard) holds
@@ -18,7 +19,7 @@ the activations; beside them FSDP (PyTorch's fully_shard) holds
                until the next group's is made. One rank alone copies once more
 
 Left out, each under a percent: tokens, angles, the float32 scalars' gathered copies, cuBLAS' work
-space, validation (no activations are kept there).
+space, validation (no activations are kept there), and what an evaluation computes.
 """
 
 from dataclasses import dataclass
@@ -77,6 +78,8 @@ class Job:
     """Whether reduced gradients are summed over replicas too."""
     loss_chunk_tokens: int
     compiles_loss: bool
+    evaluation_bytes: int = 0
+    """Of the whole model that is evaluated, with its largest parameter as it is gathered."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,8 @@ class Parts:
     """Gathered parameters, and gradients that are not reduced yet."""
     exchange: int = 0
     logits: int = 0
+    evaluation: int = 0
+    """The whole model."""
 
     @property
     def total(self) -> int:
@@ -112,6 +117,8 @@ def moments(job: Job, tokens: int) -> dict[str, Parts]:
         "embedding": [step.embedding(), *step.embedding_reduction()],
         "optimizer": [step.optimizer()],
     }
+    if job.evaluation_bytes:
+        found["evaluation"] = [step.evaluation()]
     return {name: max(parts, key=lambda p: p.total) for name, parts in found.items()}
 
 
@@ -326,4 +333,13 @@ class _Step:
             gradients=self.job.parameter_bytes * self.shards,
             optimizer=self.job.parameter_bytes * self.job.state_elements,
             exchange=self.job.exchange_bytes,
+        )
+
+    # ---- between steps
+
+    def evaluation(self) -> Parts:
+        return Parts(
+            parameters=self.job.parameter_bytes * self.shards,
+            optimizer=self.job.parameter_bytes * self.job.state_elements,
+            evaluation=self.job.evaluation_bytes,
         )

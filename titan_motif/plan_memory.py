@@ -218,7 +218,18 @@ def job_of(config: JobConfig, ranks: int, gpu: GpuName, planned: Planned, accumu
         has_replicas=config.parallelism.data_parallel_replicate_degree > 1,
         loss_chunk_tokens=config.loss.chunk_tokens,
         compiles_loss=config.compile.enable and "loss" in config.compile.components,
+        evaluation_bytes=_evaluation_bytes(config, planned.parameters),
     )
+
+
+def _evaluation_bytes(config: JobConfig, parameters: Mapping[str, DTensor]) -> int:
+    """Return what a rank gathers of the model for an evaluation."""
+    if not config.evaluation.enable:
+        return 0
+    sizes = [parameter.numel() for parameter in parameters.values()]
+    training = config.training
+    size = TORCH_DTYPE_MAP[training.mixed_precision_param].itemsize
+    return size * sum(sizes) + TORCH_DTYPE_MAP[training.dtype].itemsize * max(sizes)
 
 
 def _kept(config: JobConfig, num_blocks: int) -> tuple[Kept, ...]:

@@ -135,6 +135,12 @@ def test_the_moments_of_a_step_by_hand():
     assert found["optimizer"] == Parts(**resident, gradients=4 * 1185, exchange=7777)
 
 
+def test_an_evaluation_holds_a_whole_model_beside_what_stays():
+    assert "evaluation" not in moments(small_job(), tokens=32)
+    found = moments(small_job(evaluation_bytes=4321), tokens=32)["evaluation"]
+    assert found == Parts(parameters=4 * 1185, optimizer=4 * 2 * 1185, evaluation=4321)
+
+
 def test_one_rank_gathers_nothing_ahead_and_copies_what_it_reduces_once():
     groups = Groups(Group(1000, 1000), Group(800, 800), Group(90_000, 90_000), Group())
     found = moments(small_job(ranks=1, groups=groups), tokens=16)

@@ -102,6 +102,7 @@ PARTS = (
     "unsharded",
     "exchange",
     "logits",
+    "evaluation",
 )
 
 
@@ -127,6 +128,15 @@ def test_memory_is_shared_by_the_ranks_of_fsdp(tmp_path: Path):
     assert alone["peak_bytes"] == max(alone["moments"].values())
     assert alone["moment"] == "last block"
     assert (alone["gpu"], alone["capacity_bytes"]) == ("H100-80GB", int(79.18 * 2**30))
+
+
+def test_every_rank_has_a_whole_model_for_evaluation(tmp_path: Path):
+    text = '[evaluation]\nenable = true\ntasks = ["mmlu"]\n'
+    memory = memory_of(tmp_path, text, "--gpus", "8")
+    whole, embedding = 2 * 272_638_724 + 2 * 219_520 * 4096 + 4096, 219_520 * 4096
+    resident = memory["parameters"] + memory["optimizer"]
+    evaluation = {"evaluation": resident + 2 * whole + 4 * embedding}
+    assert memory["moments"] == memory_of(tmp_path, "", "--gpus", "8")["moments"] | evaluation
 
 
 def test_tensor_parallel_ranks_share_tokens_heads_and_vocabulary(tmp_path: Path):
