@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import tomli_w
 import torch
-from torchtitan.config import JobConfig
 from torchtitan.tools.logging import logger
 
 from titan_motif.components.metrics import read_history
+from titan_motif.config import JobConfig
 from titan_motif.device import device_module, device_type
 from titan_motif.evaluation.bigram import MAX_TRAIN_TOKENS
 
@@ -77,6 +77,8 @@ def run_files(config: JobConfig, curve: Path) -> dict[str, str]:
     }
     if config.metrics.enable_tensorboard:
         files["tensorboard"] = folder / config.metrics.save_tb_folder
+    if config.evaluation.enable:
+        files["evaluation"] = folder / "evaluation"
     if config.checkpoint.enable:
         files["checkpoints"] = folder / config.checkpoint.folder
     return {name: str(path) for name, path in files.items()}
