@@ -357,7 +357,7 @@ class Evaluation:
     chat: bool = False
     """Put each question as a user's turn, in the tokenizer's chat template."""
     timeout_seconds: int = 3600
-    """How long a rank waits for others that still evaluate; one more second ends the run."""
+    """Longest wait of a rank for others that still evaluate; a longer one ends the run."""
 
 
 @dataclass

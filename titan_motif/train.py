@@ -331,6 +331,8 @@ def start_logging() -> None:
     handler.setFormatter(_Line(datefmt="%H:%M:%S"))
     handler.addFilter(_DropNoise())
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
+    # Of a parameter that is cut twice: gathering it takes two collectives, which an evaluation may.
+    logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
     for message in ("DTensor", "'set_vital' is deprecated", "Set timeout is now only"):
         warnings.filterwarnings("ignore", message=message)
 

@@ -49,11 +49,11 @@ def gather_what_is_not_finite() -> str:
 @pytest.mark.parametrize(
     ("layout", "arguments", "options"),
     [
-        ("fsdp2", {}, {"recompute": "full"}),
+        ("fsdp2", {}, {"recompute": "full", "backend": "eager"}),
         ("tp2", {}, {}),
         ("fsdp2", FLOAT8, {"float8": "tensorwise", "gathers_in_float8": True}),
     ],
-    ids=["FSDP, recomputed", "TP", "FSDP in FP8"],
+    ids=["FSDP, compiled, recomputed", "TP", "FSDP in FP8"],
 )
 def test_a_gathered_model_is_the_saved_one(rank_pool, layout, arguments, options, tmp_path: Path):
     step = tmp_path / "run" / "checkpoint" / "step-5"

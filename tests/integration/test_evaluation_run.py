@@ -1,9 +1,11 @@
 """Evaluation at intervals of a run: the figures of `titan-motif evaluate`, training as without."""
 
+import contextlib
 import importlib.util
 import json
 import random
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -53,15 +55,16 @@ class StandIn:
         sizes = model.ranks.gather_object(size_of(model.network))
         if sizes is None:
             return None
-        assert sizes[0] == sizes[1]
+        assert len(set(sizes)) == 1
         size = {"value": sizes[0], "stderr": None}
         task = {"metrics": {"size": size}, "samples": self.limit, "shots": 0, "version": 1}
         name = f"{self.wanted[0].name}_{'_'.join(self.groups)}"
         return {"tasks": {name: task}, "cut_requests": 0, "max_length": 9, "seconds": 0.5}
 
 
-def run_with_stand_in(arguments: list[str], root: str, stop_after: int | None = None) -> list[str]:
-    """Run a job as with lm-evaluation-harness, on this rank; return its log."""
+@contextlib.contextmanager
+def stand_in() -> Iterator[None]:
+    """Put it in place of lm-evaluation-harness."""
     benchmarks = SimpleNamespace(Benchmarks=StandIn, Settings=dict)
     modules = {"titan_motif.evaluation.benchmarks": benchmarks}
     with (
@@ -69,6 +72,12 @@ def run_with_stand_in(arguments: list[str], root: str, stop_after: int | None = 
         mock.patch("titan_motif.evaluation.during_training.require_harness"),
         mock.patch("titan_motif.config_checks.check_evaluation", return_value=()),
     ):
+        yield
+
+
+def run_with_stand_in(arguments: list[str], root: str, stop_after: int | None = None) -> list[str]:
+    """Run a job on this rank; return its log."""
+    with stand_in():
         return run(arguments, root, stop_after)
 
 
