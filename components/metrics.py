@@ -21,8 +21,13 @@ from torchtitan.tools.utils import NoColor
 
 HISTORY_FILE = "metrics.jsonl"
 
-_REMEMBERED = ("attention/max_logit", "attention/clipped_heads")
-"""Of the extra metrics, those that the history keeps too."""
+STARTS_FILE = "starts.jsonl"
+
+_SHORT_NAMES = {
+    "loss_metrics/global_avg_loss": "loss",
+    "throughput/tokens_per_second": "tokens_per_second",
+}
+"""TensorBoard's names of figures that the history has under others; the rest are the same."""
 
 # torchtitan takes the peak of an A100 for every device that it does not know.
 _KNOWN_DEVICES = ("A100", "H100", "H200", "H20", "B200", "MI250X", "MI300X", "MI325X", "MI355X")
@@ -46,6 +51,8 @@ class RunMetrics(MetricsProcessor):
         self.is_writer = torch.distributed.get_rank() == 0
         self.last_logged_step: int | None = None
         self.num_skipped_steps = 0
+        self.start_record: dict[str, Any] = {}
+        """What is told of a start beside its step and time."""
         self.data_report: Callable[[int, int], dict[str, float]] | None = None
         """Tells of what was read between two counts of steps."""
         self.loss_report: Callable[[], dict[str, float]] | None = None
@@ -64,9 +71,14 @@ class RunMetrics(MetricsProcessor):
             self.monitor.report_to(self)
 
     def start(self, step: int) -> None:
-        """Begin after `step` steps, which an earlier run may have done; what it did beyond goes."""
+        """Begin after `step` steps, which an earlier run may have done; what it did beyond goes.
+
+        The start itself is kept, with the steps that it goes back: in starts.jsonl.
+        """
         if self.is_writer:
-            forget_history_after(step, self.history_path)
+            lost = forget_history_after(step, self.history_path)
+            start = {"step": step, "time": time.time(), "lost_steps": lost, **self.start_record}
+            _append(self.history_path.with_name(STARTS_FILE), start)
         self.last_logged_step = step
         self.time_last_log = time.perf_counter()
 
@@ -116,14 +128,8 @@ class RunMetrics(MetricsProcessor):
             metrics["throughput/mfu(%)"] = 100 * flops_per_device / self.gpu_peak_flops
             mfu = f"  mfu: {metrics['throughput/mfu(%)']:.1f}%"
         self.logger.log(metrics, step)
-        self._remember(
-            step=step,
-            loss=global_avg_loss,
-            lr=extra.get("lr"),
-            grad_norm=grad_norm,
-            tokens_per_second=tokens_per_second,
-            **{k: v for k, v in extra.items() if k in _REMEMBERED},
-        )
+        named = {_SHORT_NAMES.get(name, name): value for name, value in metrics.items()}
+        self._remember(step=step, **named)
         total, color = self.job_config.training.steps, self.color
         left = _clock((total - step) * seconds / num_steps)
         logger.info(
@@ -164,9 +170,7 @@ class RunMetrics(MetricsProcessor):
 
     def _remember(self, **entry: float | None) -> None:
         if self.is_writer:
-            self.history_path.parent.mkdir(parents=True, exist_ok=True)
-            with self.history_path.open("a") as file:
-                file.write(json.dumps(entry) + "\n")
+            _append(self.history_path, {**entry, "time": time.time()})
 
 
 def read_history(dump_folder: str | Path) -> list[dict[str, float]]:
@@ -175,21 +179,25 @@ def read_history(dump_folder: str | Path) -> list[dict[str, float]]:
     A run that is started again after its last step validates that step once more.
     """
     merged: dict[tuple[int, bool], dict[str, float]] = {}
-    for entry in _entries(Path(dump_folder) / HISTORY_FILE):
+    for entry in read_lines(Path(dump_folder) / HISTORY_FILE)[0]:
         merged[entry["step"], "validation_loss" in entry] = entry
     return [merged[key] for key in sorted(merged)]
 
 
-def forget_history_after(step: int, path: Path) -> None:
+def forget_history_after(step: int, path: Path) -> int:
     """Drop the entries beyond `step`: another run's, or of steps that will be done again.
 
-    The half line of a killed run goes too: the next entry would be written on to it.
+    The half line of a killed run goes too: the next entry would be written on to it. Returns how
+    many steps beyond `step` the history went.
     """
-    if path.exists():
-        kept = [entry for entry in _entries(path) if entry["step"] <= step]
-        replacement = path.with_suffix(".new")  # whoever reads sees the old file or the new one
-        replacement.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
-        os.replace(replacement, path)
+    if not path.exists():
+        return 0
+    entries, _ = read_lines(path)
+    kept = [entry for entry in entries if entry["step"] <= step]
+    replacement = path.with_suffix(".new")  # whoever reads sees the old file or the new one
+    replacement.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+    os.replace(replacement, path)
+    return max([0, *(entry["step"] - step for entry in entries)])
 
 
 def average_tokens_per_second(history: list[dict[str, float]]) -> float | None:
@@ -204,14 +212,25 @@ def average_tokens_per_second(history: list[dict[str, float]]) -> float | None:
     return statistics.harmonic_mean([e["tokens_per_second"] for e in logged], num_steps)
 
 
-def _entries(path: Path) -> list[dict[str, float]]:
-    entries = []
-    for line in path.read_text().splitlines() if path.exists() else ():
+def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Return the entries of a file of lines, and how many lines are none (a killed run's last)."""
+    entries, num_broken = [], 0
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
         try:
-            entries.append(json.loads(line))
-        except json.JSONDecodeError:  # the last line of a killed run
-            continue
-    return entries
+            entry = json.loads(line)
+        except ValueError:
+            entry = None
+        if isinstance(entry, dict) and type(entry.get("step")) is int:
+            entries.append(entry)
+        else:
+            num_broken += 1
+    return entries, num_broken
+
+
+def _append(path: Path, entry: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps(entry) + "\n")
 
 
 def build_metrics(
@@ -229,9 +248,11 @@ def _clock(seconds: float) -> str:
 
 __all__ = [
     "HISTORY_FILE",
+    "STARTS_FILE",
     "RunMetrics",
     "average_tokens_per_second",
     "build_metrics",
     "forget_history_after",
     "read_history",
+    "read_lines",
 ]

@@ -23,14 +23,18 @@ from titan_motif.evaluation.bigram import MAX_TRAIN_TOKENS
 _PACKAGES = ("titan-motif", "torch", "torchtitan", "torchao", "torchdata", "triton", "tokenizers")
 
 
-def write_start_records(config: JobConfig, world_size: int) -> None:
-    """Write config.resolved.toml and environment.json into the run's folder; rank 0 calls it."""
+def write_start_records(config: JobConfig, world_size: int) -> dict[str, Any]:
+    """Write config.resolved.toml and environment.json into the run's folder; rank 0 calls it.
+
+    Returns the environment.
+    """
     folder = Path(config.job.dump_folder)
     folder.mkdir(parents=True, exist_ok=True)
     resolved = tomli_w.dumps(_without_none(dataclasses.asdict(config)))
     (folder / "config.resolved.toml").write_text(resolved)
-    environment = json.dumps(describe_environment(world_size), indent=2)
-    (folder / "environment.json").write_text(environment + "\n")
+    environment = describe_environment(world_size)
+    (folder / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
+    return environment
 
 
 def describe_environment(world_size: int) -> dict[str, Any]:

@@ -78,7 +78,9 @@ class MotifTrainer(torchtitan.train.Trainer):
                 job_config, self.model_args, self.device, self.metrics_processor
             )
         if self.is_first_rank:
-            write_start_records(job_config, torch.distributed.get_world_size())
+            environment = write_start_records(job_config, torch.distributed.get_world_size())
+            told = ("world_size", "device_name", "git_commit", "versions")
+            self.metrics_processor.start_record = {name: environment[name] for name in told}
 
     def batch_generator(self, data_iterable):
         # The first thing that happens after the checkpoint, if any, was loaded.

@@ -13,6 +13,7 @@ from titan_motif.components.metrics import (
     average_tokens_per_second,
     forget_history_after,
     read_history,
+    read_lines,
 )
 
 ENTRIES = [
@@ -33,7 +34,7 @@ def history(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(("step", "num_kept"), [(0, 0), (1, 1), (2, 3), (3, 4), (9, 4)])
 def test_a_start_drops_what_lies_beyond_it(history: Path, step: int, num_kept: int):
-    forget_history_after(step, history)
+    assert forget_history_after(step, history) == max(3 - step, 0)
     assert read_history(history.parent) == ENTRIES[:num_kept]
     assert [path.name for path in history.parent.iterdir()] == [HISTORY_FILE]
     with history.open("a") as file:
@@ -42,9 +43,17 @@ def test_a_start_drops_what_lies_beyond_it(history: Path, step: int, num_kept: i
 
 
 def test_no_history_is_nothing_to_drop(tmp_path: Path):
-    forget_history_after(0, tmp_path / HISTORY_FILE)
+    assert forget_history_after(0, tmp_path / HISTORY_FILE) == 0
     assert read_history(tmp_path) == []
     assert average_tokens_per_second([]) is None
+
+
+def test_what_is_no_entry_is_counted(history: Path):
+    whole = history.read_text()
+    history.write_text('3\n{"loss": 1.0}\n{"step": true}\n' + whole)
+    assert read_lines(history) == (ENTRIES, 4)
+    history.write_bytes(b"\xff\n")
+    assert read_lines(history) == ([], 1)
 
 
 def test_the_average_speed_is_tokens_over_time():
