@@ -178,8 +178,13 @@ def read_history(dump_folder: str | Path) -> list[dict[str, float]]:
 
     A run that is started again after its last step validates that step once more.
     """
+    return in_order(read_lines(Path(dump_folder) / HISTORY_FILE)[0])
+
+
+def in_order(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the lines of a history by step, each once."""
     merged: dict[tuple[int, bool], dict[str, float]] = {}
-    for entry in read_lines(Path(dump_folder) / HISTORY_FILE)[0]:
+    for entry in entries:
         merged[entry["step"], "validation_loss" in entry] = entry
     return [merged[key] for key in sorted(merged)]
 
@@ -253,6 +258,7 @@ __all__ = [
     "average_tokens_per_second",
     "build_metrics",
     "forget_history_after",
+    "in_order",
     "read_history",
     "read_lines",
 ]

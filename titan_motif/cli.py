@@ -20,6 +20,7 @@ COMMANDS = {
     "average": ("titan_motif.interchange.average", "the mean of the weights of several steps"),
     "generate": ("titan_motif.evaluation.generate", "what a model makes of a prompt, or a chat"),
     "evaluate": ("titan_motif.evaluation.evaluate", "benchmarks, by lm-evaluation-harness"),
+    "report": ("titan_motif.report.command", "a page of a run: curves, samples, settings"),
     "seal": ("titan_motif.seal_command", "seal a checkpoint that something else wrote"),
     "data preview": ("titan_motif.data.preview", "mixture, length, batch, rate over a run"),
     "data trace": ("titan_motif.data.trace", "which documents the sequences of a step hold"),

@@ -68,6 +68,7 @@ def write_summary(config: JobConfig, summary: dict[str, Any], samples: list[str]
     (folder / "summary.json").write_text(json.dumps(content, indent=2) + "\n")
     for line in summary_lines(content):
         logger.info(line)
+    logger.info(f"  {'as a page':<16} titan-motif report {folder}")
 
 
 def run_files(config: JobConfig, curve: Path) -> dict[str, str]:

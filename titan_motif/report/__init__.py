@@ -1,0 +1,1 @@
+"""A page of a run, from what the run has written."""

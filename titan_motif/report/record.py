@@ -1,0 +1,223 @@
+"""What a run has written, read as far as it is there and can be read."""
+
+import dataclasses
+import json
+import math
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import tomli
+
+import titan_motif.device  # noqa: F401  (before anything of torchtitan)
+
+# isort: split
+from titan_motif.components.metrics import (
+    HISTORY_FILE,
+    STARTS_FILE,
+    average_tokens_per_second,
+    in_order,
+    read_lines,
+)
+from titan_motif.components.saved_steps import SavedStep, saved_steps
+from titan_motif.config import JobConfig
+
+CONFIG, SUMMARY, ENVIRONMENT = "config.resolved.toml", "summary.json", "environment.json"
+EVALUATIONS = "evaluation"
+_QUIET_SECONDS = 600
+"""A run that has written nothing for so long, and for three of its longest pauses, has stopped."""
+
+
+@dataclass
+class RunRecord:
+    """A run's files as data: what is missing is empty, what cannot be read is told in problems."""
+
+    folder: Path
+    history: list[dict[str, Any]] = field(default_factory=list)
+    starts: list[dict[str, Any]] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    config_text: str = ""
+    checkpoints: list[tuple[SavedStep, int]] = field(default_factory=list)
+    """Saved steps, newest first, and their bytes."""
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    """Results of `titan-motif evaluate`, by step."""
+    problems: list[str] = field(default_factory=list)
+
+    def setting(self, key: str, default: Any = None) -> Any:
+        """Return section.field of the resolved configuration."""
+        value: Any = self.config
+        for name in key.split("."):
+            value = value.get(name) if isinstance(value, dict) else None
+        return default if value is None else value
+
+    @property
+    def last_step(self) -> int:
+        """The last step that anything is known of."""
+        steps = [entry["step"] for entry in self.history[-1:]]
+        return max([0, *steps, *([self.summary["step"]] if "step" in self.summary else [])])
+
+    @property
+    def is_summary_current(self) -> bool:
+        """Whether the summary is of the last step, and not of an end that the run went beyond."""
+        return self.summary.get("step") == self.last_step > 0
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """The mean rate of all recorded steps."""
+        rates = [e for e in self.history if is_number(e.get("tokens_per_second"))]
+        return average_tokens_per_second([e for e in rates if e["tokens_per_second"] > 0])
+
+    def last(self, name: str) -> float | None:
+        """Return the last recorded value of a figure."""
+        return next((e[name] for e in reversed(self.history) if is_number(e.get(name))), None)
+
+
+def read_run(folder: Path) -> RunRecord:
+    """Read a run's folder.
+
+    Raises: ValueError if there is no such folder, or no run in it
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder; the folder of a run is needed")
+    known = (CONFIG, HISTORY_FILE, SUMMARY, ENVIRONMENT)
+    if not any((folder / name).is_file() for name in known):
+        raise ValueError(f"{folder}: holds no run: none of {', '.join(known)} is there")
+    run = RunRecord(folder)
+    entries, broken_entries = read_lines(folder / HISTORY_FILE)
+    run.history = in_order(entries)
+    run.starts, broken_starts = read_lines(folder / STARTS_FILE)
+    for name, count in ((HISTORY_FILE, broken_entries), (STARTS_FILE, broken_starts)):
+        if count:
+            plural = "line" if count == 1 else "lines"
+            run.problems.append(f"{name}: {count} {plural} could not be read and are left out")
+    run.summary = _read_table(run, folder / SUMMARY, json.loads)
+    if run.summary and type(run.summary.get("step")) is not int:
+        run.problems.append(f"{SUMMARY}: names no step and is left out")
+        run.summary = {}
+    run.environment = _read_table(run, folder / ENVIRONMENT, json.loads)
+    run.config = _read_table(run, folder / CONFIG, tomli.loads)
+    if (folder / CONFIG).is_file():
+        run.config_text = (folder / CONFIG).read_text(errors="replace")
+    run.checkpoints = [
+        (saved, sum(file.stat().st_size for file in Path(saved.path).rglob("*") if file.is_file()))
+        for saved in saved_steps(folder / str(run.setting("checkpoint.folder", "checkpoint")))
+    ]
+    run.evaluations = list(_read_evaluations(run))
+    return run
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value can be drawn: a finite number."""
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def state_of(run: RunRecord, now: float | None = None) -> str:
+    """Return how far a run is, in words: finished, ended early, under way, or stopped.
+
+    Args:
+        now: seconds since the epoch; without it, the time
+    """
+    total = run.setting("training.steps")
+    of = f" of {total:,}" if type(total) is int and total > 0 else ""
+    if run.is_summary_current:
+        is_whole = not of or run.last_step >= total
+        return f"{'finished' if is_whole else 'ended'} at step {run.last_step:,}{of}"
+    if not run.history:
+        return f"begun, no step recorded yet{of and f' ({total:,} are planned)'}"
+    seconds = (time.time() if now is None else now) - last_written(run)
+    times = [entry["time"] for entry in run.history if is_number(entry.get("time"))]
+    pauses = [after - before for before, after in pairwise(times)]
+    is_quiet = seconds > max(_QUIET_SECONDS, 3 * max(pauses, default=0))
+    how = "stopped after" if is_quiet else "under way at"
+    told = f"last written {told_seconds(max(seconds, 0))} before this page"
+    return f"{how} step {run.last_step:,}{of}, {told}"
+
+
+def last_written(run: RunRecord) -> float:
+    """Return when the history was last written, in seconds since the epoch."""
+    time_ = run.last("time")
+    return (run.folder / HISTORY_FILE).stat().st_mtime if time_ is None else time_
+
+
+def training_seconds(run: RunRecord) -> float | None:
+    """Return the time that the recorded steps took, validation and saving left out."""
+    logged = [entry for entry in run.history if "loss" in entry]
+    steps = [0, *(entry["step"] for entry in logged)]
+    seconds = [entry.get("time_metrics/step(s)") for entry in logged]
+    if seconds and all(map(is_number, seconds)):
+        return sum(
+            each * (end - begin)
+            for each, (begin, end) in zip(seconds, pairwise(steps), strict=True)
+        )
+    tokens, rate = run.summary.get("tokens_seen"), run.summary.get("tokens_per_second")
+    return tokens / rate if is_number(tokens) and is_number(rate) and rate > 0 else None
+
+
+def changed_settings(config: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Return (section.field, value, default) of what is not as a job without a file has it."""
+    defaults = dict(_flatten(dataclasses.asdict(JobConfig())))
+    return [
+        (key, value, defaults.get(key))
+        for key, value in _flatten(config)
+        if value != defaults.get(key) and not (value in ({}, []) and not defaults.get(key))
+    ]
+
+
+def told_seconds(seconds: float) -> str:
+    """Return a time in its two largest units."""
+    units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
+    whole, parts = round(seconds), []
+    for name, size in units:
+        count, whole = divmod(whole, size)
+        parts.append((count, name))
+    first = next((i for i, (count, _) in enumerate(parts) if count), len(parts) - 1)
+    return " ".join(f"{count} {name}" for count, name in parts[first : first + 2])
+
+
+def _flatten(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in table.items():
+        if isinstance(value, dict) and value:
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _read_table(run: RunRecord, path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
+    """Return a file's table; an empty one if it is not there, or, which is told, not readable."""
+    if not path.is_file():
+        return {}
+    try:
+        table = parse(path.read_text())
+    except (OSError, ValueError) as error:
+        first_line = str(error).partition("\n")[0]
+        run.problems.append(f"{path.name}: cannot be read ({first_line})")
+        return {}
+    if not isinstance(table, dict):
+        run.problems.append(f"{path.name}: cannot be read (no table)")
+        return {}
+    return table
+
+
+def _read_evaluations(run: RunRecord) -> Iterator[dict[str, Any]]:
+    found = []
+    for path in (run.folder / EVALUATIONS).glob("step-*.json"):
+        named = re.fullmatch(r"step-(\d+)\.json", path.name)
+        table = _read_table(run, path, json.loads) if named else {}
+        if not table:
+            continue
+        tasks = table.get("tasks")
+        is_whole = isinstance(tasks, dict) and all(
+            isinstance(task, dict) and isinstance(task.get("metrics"), dict)
+            for task in tasks.values()
+        )
+        if is_whole:
+            found.append({**table, "step": int(named[1])})
+        else:
+            run.problems.append(f"{path.name}: holds no results of titan-motif evaluate")
+    yield from sorted(found, key=lambda table: table["step"])
