@@ -103,6 +103,14 @@ def test_a_run_leaves_its_records(rank_pool, arguments, tmp_path: Path):
     assert environment["world_size"] == 2
     assert environment["versions"]["torchtitan"] == "0.2.2"
 
+    (start,) = map(json.loads, (folder / "starts.jsonl").read_text().splitlines())
+    assert (start["step"], start["lost_steps"], start["world_size"]) == (0, 0, 2)
+    first = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
+    assert {"time", "memory/max_reserved(GiB)", "data/seq_len", "attention_lambda/layer_0"} <= {
+        *first
+    }
+    assert f"  as a page        titan-motif report {folder}" in log
+
     summary = summary_of(folder)
     assert summary["step"] == 2
     assert summary["train_loss"] == losses(folder)[2]

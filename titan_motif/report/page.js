@@ -19,8 +19,8 @@ for (const figure of document.querySelectorAll(".chart")) {
     return step - list[low] <= list[high] - step ? low : high;
   };
   const text = (value) => data.share ? `${+(100 * value).toPrecision(4)}%`
-    : Math.abs(value) < 1e4 ? String(+value.toPrecision(5))
-    : value.toLocaleString("en", { maximumFractionDigits: 0 });
+    : Math.abs(value) < 1000 ? String(+value.toPrecision(5))
+    : value.toLocaleString("en", { maximumFractionDigits: Math.abs(value) < 1e4 ? 1 : 0 });
   const show = (index) => {
     chosen = Math.min(Math.max(index, 0), steps.length - 1);
     const step = steps[chosen];

@@ -156,7 +156,7 @@ def told(value: Any) -> str:
     for limit, divisor, letter in ((1e12, 1e12, " T"), (1e9, 1e9, " G"), (1e6, 1e6, " M")):
         if size >= limit:
             return f"{value / divisor:.4g}{letter}"
-    if size >= 1e4 or (value == int(value) and size >= 1):
+    if size >= 1000 or (value == int(value) and size >= 1):
         return f"{value:,.0f}"
     return f"{value:.4g}"
 
