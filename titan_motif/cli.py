@@ -43,6 +43,10 @@ COMMANDS = {
     "bench block": ("titan_motif.bench.block", "what a block's time goes into, plain and in FP8"),
     "bench train": ("titan_motif.bench.train", "whole steps beside torchtitan's Llama-3"),
     "study compile": ("titan_motif.study.compile", "compiling, kernels, FP8, recomputation"),
+    "experiment": (
+        "titan_motif.experiments.command",
+        "an open question, put to small models",
+    ),
 }
 """Name -> module, and what it is for."""
 

@@ -1,7 +1,7 @@
-"""Code: the sources of the standard library."""
+"""Code: the sources of the standard library, and of other folders where they are asked for."""
 
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -14,8 +14,12 @@ MAX_LINE = 400
 def source_files() -> tuple[Path, ...]:
     """Return the standard library's readable sources, sorted by name, tests left out."""
     root = Path(sysconfig.get_paths()["stdlib"])
-    found = []
-    for path in sorted(root.rglob("*.py")):
+    return tuple(path for path, _ in readable_texts(root, {".py"}))
+
+
+def readable_texts(root: Path, suffixes: Collection[str]) -> Iterator[tuple[Path, str]]:
+    """Yield files below a folder with their texts, sorted by name, tests left out."""
+    for path in sorted(path for path in root.rglob("*") if path.suffix in suffixes):
         parts = path.relative_to(root).parts
         if LEFT_OUT.isdisjoint(parts) and not any("config-" in part for part in parts):
             try:
@@ -24,8 +28,7 @@ def source_files() -> tuple[Path, ...]:
                 continue
             longest = max(map(len, text.splitlines()), default=0)
             if 200 <= len(text) <= MAX_CHARACTERS and longest <= MAX_LINE:  # else a table of data
-                found.append(path)
-    return tuple(found)
+                yield path, text
 
 
 def documents() -> Iterator[str]:

@@ -18,6 +18,8 @@ class Results:
     environment: dict[str, Any]
     rows: dict[str, Row] = field(default_factory=dict)
     """By the cell's name, in the order of the table."""
+    hint: str = "--fresh starts anew, --output is another folder"
+    """What to do where the file is of other settings."""
 
     def resume(self) -> None:
         """Take over the rows of the file, if there is one.
@@ -37,7 +39,7 @@ class Results:
             if own.get(name) != found.get(name):
                 raise ValueError(
                     f"{self.path}: its results are of {name} {found.get(name)!r}, these would be "
-                    f"of {own.get(name)!r}; --fresh starts anew, --output is another folder"
+                    f"of {own.get(name)!r}; {self.hint}"
                 )
         self.rows = rows
 

@@ -54,7 +54,9 @@ def test_every_config_loads_and_builds_on_meta(file: Path, tmp_path: Path, monke
     with torch.device("meta"):
         model = Motif2Model(model_args(config))
     counts = {"debug": 1_537_840, "2_6b": 2_597_218_432, "12_7b": 12_703_860_896}
-    assert sum(p.numel() for p in model.parameters()) == counts[config.model.flavor]
+    counts |= {"experiment_gda": 33_563_168, "experiment_gda_quick": 229_704}
+    named = file.stem if file.stem in counts else config.model.flavor
+    assert sum(p.numel() for p in model.parameters()) == counts[named]
 
 
 def test_a_file_has_what_it_is_based_on(tmp_path: Path):

@@ -1,0 +1,1 @@
+"""Experiments: what the report leaves open, asked of small models, each ending in a page."""
