@@ -21,10 +21,13 @@ from titan_motif.components.curriculum.manifest import tokenizer_sha256
 from titan_motif.components.curriculum.prepare import PrepareOptions, prepare_source
 from titan_motif.components.curriculum.tokenizer import save_tokenizer, train_tokenizer
 from titan_motif.corpus import code, english
-from titan_motif.experiments.tasks import TASKS, Task, documents, write_documents
+from titan_motif.experiments.tasks import TASKS, Task, documents, fingerprint, write_documents
 from titan_motif.study.runner import replace_text
 
 RECORD = "record.json"
+VERSION = 2
+"""Of how texts are chosen and prepared, to be raised when that changes; the tasks tell themselves
+apart by a hash of what they generate."""
 TEXT = "text"
 SUFFIXES = (".py", ".pyi", ".rst", ".md", ".txt")
 LICENCES = ("licen", "copying", "notice", "authors")
@@ -51,17 +54,15 @@ class DataSettings:
 def prepare_data(folder: Path, settings: DataSettings) -> dict[str, Any]:
     """Prepare all sources, unless they are there, and return the record of them.
 
-    The record has the settings, a hash of all texts, of the tokenizer, and each source's splits and
-    files; it follows from the settings and from what is installed.
+    The record has the settings, a hash of what the tasks generate, of all texts, of the tokenizer,
+    and each source's splits and files; it follows from the settings and from what is installed.
     Raises: ValueError if the folder holds data of other settings, or there is too little text
     """
     folder = folder.absolute()
     record_file = folder / RECORD
+    made_of = {**asdict(settings), "version": VERSION, "tasks_sha256": fingerprint()}
     if record_file.is_file():
-        record = json.loads(record_file.read_text())
-        if record["settings"] != asdict(settings):
-            raise ValueError(f"{folder}: holds data of other settings; name another folder")
-        return record
+        return _read_record(record_file, made_of)
     begin = time.perf_counter()
     inputs = folder / "inputs"
     shutil.rmtree(inputs, ignore_errors=True)
@@ -77,7 +78,7 @@ def prepare_data(folder: Path, settings: DataSettings) -> dict[str, Any]:
     save_tokenizer(tokenizer, folder / "tokenizer")
     _say(begin, f"a tokenizer of {settings.vocab_size:,} entries")
     record = {
-        "settings": asdict(settings),
+        "settings": made_of,
         "texts_sha256": _hash(texts),
         "num_texts": len(texts),
         "tokenizer_sha256": tokenizer_sha256(folder / "tokenizer"),
@@ -86,6 +87,21 @@ def prepare_data(folder: Path, settings: DataSettings) -> dict[str, Any]:
     shutil.rmtree(inputs)
     replace_text(record_file, json.dumps(record, indent=1) + "\n")
     _say(begin, f"data in {folder}")
+    return record
+
+
+def _read_record(file: Path, made_of: dict[str, Any]) -> dict[str, Any]:
+    try:
+        record = json.loads(file.read_text())
+        found = record["settings"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        raise ValueError(f"{file}: is no record of prepared data") from None
+    for name in dict.fromkeys([*made_of, *found]):
+        if made_of.get(name) != found.get(name):
+            raise ValueError(
+                f"{file.parent}: its data are of {name} {found.get(name)!r}, these would be of "
+                f"{made_of.get(name)!r}; remove the folder, or name another one with --data"
+            )
     return record
 
 

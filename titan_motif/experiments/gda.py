@@ -44,7 +44,7 @@ LAYER_CURVES = ("attention_lambda", "attention_noise_over_signal", "attention_ma
 DATA = DataSettings(
     text_megabytes=200,
     has_packages=True,
-    task_documents=160_000,
+    task_documents=105_000,
     vocab_size=8192,
     tokenizer_megabytes=30,
 )
@@ -127,7 +127,7 @@ class Gda:
             "config_sha256": hashlib.sha256(text).hexdigest(),
             "tokens": self.tokens,
             "asked": self.num_asked,
-            "data": asdict(self.data_settings),
+            "data": self.record["settings"],
             "texts_sha256": self.record["texts_sha256"],
             "data_sha256": hashlib.sha256(repr(sorted(data.items())).encode()).hexdigest(),
             "arms": {name: self.overrides(Cell(name, 0)) for name in ARMS},

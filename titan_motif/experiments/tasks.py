@@ -1,4 +1,8 @@
-"""Generated tasks with exact answers: retrieval among distractors, arithmetic in several steps.
+"""Generated tasks with exact answers: retrieval in several hops, arithmetic in several steps.
+
+Each asks for one lookup after another among confusable others, and for little else: what a lookup
+finds is a number to tell, or one below 20 to add to. A word before keys and letters lets them be
+the same token everywhere.
 
 A problem is a context and questions about it. Which problems are held out follows from a hash of
 the context alone, so that nothing that is learnt from has a context that is asked about later.
@@ -8,16 +12,21 @@ import hashlib
 import json
 import random
 from collections.abc import Callable, Iterator
-from itertools import pairwise, product
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
 COLOURS = ("red", "blue", "green", "black", "white", "yellow", "brown", "grey")
 THINGS = ("box", "bag", "jar", "case", "drawer", "basket", "chest", "tin")
-NAMES = ("Ana", "Ben", "Clara", "David", "Emma", "Felix", "Greta", "Hugo", "Ida", "Jonas")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
+NUM_COLOURS, NUM_THINGS, NUM_FACTS = 5, 5, 24
+"""Of a context: nearly all pairs of a colour and a thing are keys, so that each shares its colour
+with about four others, and its thing with as many."""
+MAX_HOPS = 4
+MODULUS = 20
+"""Of all results: one-step sums are few enough to be learnt."""
 
-RETRIEVAL_QUESTIONS, ARITHMETIC_QUESTIONS = 8, 3
+RETRIEVAL_QUESTIONS, ARITHMETIC_QUESTIONS = 26, 6
 """Of a context that is learnt from: most of what a model reads of a task is not to be foretold, and
 answers are. Of one that is held out, the first is asked."""
 _HELD_OUT = 32
@@ -49,16 +58,19 @@ class Task(NamedTuple):
     """What a difficulty counts."""
     difficulties: tuple[int, ...]
     draw: Callable[[random.Random, int], Problem]
+    """Problem of a difficulty, which its first question has."""
     problems_per_document: int
+    """No more than there are difficulties."""
 
     def document(self, draw: random.Random) -> str:
-        """Return a document to learn from: problems of any difficulty, none held out."""
-        found: list[str] = []
-        while len(found) < self.problems_per_document:
-            problem = self.draw(draw, draw.choice(self.difficulties))
-            if not problem.is_held_out:
-                found.append(str(problem))
-        return "".join(found)
+        """Return a document to learn from: problems of different difficulties, none held out."""
+        difficulties = draw.sample(self.difficulties, self.problems_per_document)
+        return "".join(str(self._learnt(draw, difficulty)) for difficulty in difficulties)
+
+    def _learnt(self, draw: random.Random, difficulty: int) -> Problem:
+        while (problem := self.draw(draw, difficulty)).is_held_out:
+            pass
+        return problem
 
     def held_out(self, difficulty: int, num: int) -> list[Problem]:
         """Return problems of one difficulty to ask, always the same, no two alike."""
@@ -71,85 +83,76 @@ class Task(NamedTuple):
         return list(found.values())
 
 
-def draw_retrieval(draw: random.Random, num_facts: int) -> Problem:
-    """Return facts whose keys have a colour, a thing and a name, and ask for some of them.
+def draw_retrieval(draw: random.Random, num_hops: int) -> Problem:
+    """Return facts, each of a key: a number and the next key; ask what is so many keys on.
 
-    The keys are of few colours, things and names: every fact shares two of its three with others,
-    and all three are needed to tell them apart.
+    The keys' links are one circle, told in any order, so that every hop is a lookup among all
+    facts. The first question is of `num_hops` lookups, the others of 1 to MAX_HOPS.
     """
-    sizes = _pool_sizes(num_facts)
-    pools = [
-        draw.sample(words, size)
-        for words, size in zip((COLOURS, THINGS, NAMES), sizes, strict=True)
-    ]
-    keys = draw.sample(list(product(*pools)), num_facts)
-    values = draw.sample(range(10, 100), num_facts)
-    facts = [
-        f"The {colour} {thing} of {name} holds {value}.\n"
-        for (colour, thing, name), value in zip(keys, values, strict=True)
-    ]
-    asked = draw.sample(range(num_facts), min(RETRIEVAL_QUESTIONS, num_facts))
+    colours, things = draw.sample(COLOURS, NUM_COLOURS), draw.sample(THINGS, NUM_THINGS)
+    keys = draw.sample(list(product(colours, things)), NUM_FACTS)  # in the order of the circle
+    values = draw.sample(range(10, 100), NUM_FACTS)
+    facts = []
+    for number, ((colour, thing), value) in enumerate(zip(keys, values, strict=True)):
+        next_colour, next_thing = keys[(number + 1) % NUM_FACTS]
+        facts.append(f"the {colour} {thing} holds {value} and opens {next_colour} {next_thing}.\n")
+    draw.shuffle(facts)
+    possible = list(product(range(1, MAX_HOPS + 1), range(NUM_FACTS)))
+    first = num_hops, draw.randrange(NUM_FACTS)
+    possible.remove(first)
     questions = []
-    for number in asked:
-        colour, thing, name = keys[number]
-        question = f"Question: what does the {colour} {thing} of {name} hold?\nAnswer:"
-        questions.append((question, f" {values[number]}."))
+    for hops, number in (first, *draw.sample(possible, RETRIEVAL_QUESTIONS - 1)):
+        colour, thing = keys[number]
+        found = values[(number + hops - 1) % NUM_FACTS]
+        questions.append((f"open {hops} from {colour} {thing}:", f" {found}."))
     return Problem("".join(facts), tuple(questions))
 
 
-def _pool_sizes(num_keys: int) -> tuple[int, int, int]:
-    """Return sizes, as near to each other as can be, whose product holds so many keys."""
-    sizes = [2, 2, 2]
-    while sizes[0] * sizes[1] * sizes[2] < num_keys:
-        sizes[sizes.index(min(sizes))] += 1
-    return sizes[0], sizes[1], sizes[2]
-
-
 def draw_arithmetic(draw: random.Random, num_steps: int) -> Problem:
-    """Return two chains of assignments among each other; the first question is a chain's end.
+    """Return two chains of assignments among each other; the first questions are the chains' ends.
 
-    All values lie between 0 and 99; a step adds or takes away 1 to 9, or doubles or triples.
+    A step adds or takes away 1 to 9; all results are modulo MODULUS. The other questions are of
+    any letters before the ends.
     """
     half = num_steps + 1
     letters = draw.sample(LETTERS, 2 * half)
-    chains = [_chain(draw, letters[:half]), _chain(draw, letters[half:])]
+    lines, values = [], {}
+    for chain in (letters[:half], letters[half:]):
+        told, value, before = [], draw.randrange(MODULUS), ""
+        for letter in chain:
+            if before:
+                sign, number = draw.choice("+-"), draw.randint(1, 9)
+                value = (value + (number if sign == "+" else -number)) % MODULUS
+                told.append(f"let {letter} = {before} {sign} {number}\n")
+            else:
+                told.append(f"let {letter} = {value}\n")
+            values[letter], before = value, letter
+        lines.append(iter(told))
     order = [0] * half + [1] * half
     draw.shuffle(order)
-    lines = [iter(lines) for lines, _ in chains]
-    context = "".join(next(lines[number]) for number in order)
-    values = dict(zip(letters, chains[0][1] + chains[1][1], strict=True))
-    end = letters[num_steps]
-    others = [letter for letter in letters if letter != end]
-    asked = [end, *draw.sample(others, ARITHMETIC_QUESTIONS - 1)]
-    questions = ((f"Question: {letter}?\nAnswer:", f" {values[letter]}.") for letter in asked)
+    context = f"mod {MODULUS}\n" + "".join(next(lines[number]) for number in order)
+    ends = [letters[num_steps], letters[-1]]
+    others = [letter for letter in letters if letter not in ends]
+    asked = ends + draw.sample(others, min(ARITHMETIC_QUESTIONS - 2, len(others)))
+    questions = ((f"find {letter}:", f" {values[letter]}.") for letter in asked)
     return Problem(context, tuple(questions))
 
 
-def _chain(draw: random.Random, letters: list[str]) -> tuple[list[str], list[int]]:
-    """Return the assignments, each of the letter before it, and the values."""
-    values = [draw.randrange(100)]
-    lines = [f"{letters[0]} = {values[0]}\n"]
-    for before, letter in pairwise(letters):
-        sign, number, result = _step(draw, values[-1])
-        lines.append(f"{letter} = {before} {sign} {number}\n")
-        values.append(result)
-    return lines, values
-
-
-def _step(draw: random.Random, value: int) -> tuple[str, int, int]:
-    """Return a sign, a number and the result, which lies between 0 and 99."""
-    while True:
-        sign = draw.choice("+-*")
-        number = draw.randint(2, 3) if sign == "*" else draw.randint(1, 9)
-        result = {"+": value + number, "-": value - number, "*": value * number}[sign]
-        if 0 <= result < 100:
-            return sign, number, result
-
-
 TASKS = (
-    Task("retrieval", "facts", (8, 16, 24, 32), draw_retrieval, 1),
-    Task("arithmetic", "steps", (1, 2, 3, 4, 6), draw_arithmetic, 4),
+    Task("retrieval", "hops", tuple(range(1, MAX_HOPS + 1)), draw_retrieval, 1),
+    Task("arithmetic", "steps", (1, 2, 3, 4, 5), draw_arithmetic, 5),
 )
+
+
+def fingerprint(num: int = 16) -> str:
+    """Return a hash of a few problems of every task: it changes with whatever changes them."""
+    digest = hashlib.sha256()
+    for task in TASKS:
+        for text in documents(task, 0, num):
+            digest.update(text.encode())
+        for difficulty in task.difficulties:
+            digest.update(repr(task.held_out(difficulty, num)).encode())
+    return digest.hexdigest()
 
 
 def documents(task: Task, first: int, num: int) -> Iterator[str]:
