@@ -1,8 +1,10 @@
 """`titan-motif experiment`: train the cells of an experiment, and write its page."""
 
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -14,6 +16,7 @@ import tyro
 from titan_motif.experiments.cells import Cell, choose_cells
 from titan_motif.experiments.gda import Gda
 from titan_motif.experiments.job import choose_devices
+from titan_motif.experiments.page import Page, write_page
 from titan_motif.run_records import describe_environment
 from titan_motif.study.results import Results
 from titan_motif.study.runner import Row, describe_error
@@ -40,6 +43,13 @@ class Experiment(Protocol):
 
     def tell(self, row: Row) -> str:
         """Return a finished cell in a line."""
+
+    def page(self, command: str) -> Page:
+        """Return the frame of the page; after `prepare`.
+
+        Args:
+            command: what makes all cells
+        """
 
 
 EXPERIMENTS = {"gda": Gda}
@@ -108,6 +118,10 @@ def main(options: Options) -> None:
     results = Results(file, settings, environment, hint="--output is another folder")
     results.resume()
     file.parent.mkdir(parents=True, exist_ok=True)
+    page = experiment.page(_full_command(options))
+    planned = list(dict.fromkeys([*choose_cells(kind.seeds_of, options.seeds, ""), *cells]))
+    write = partial(write_page, page, results, planned, output, is_quick=options.quick)
+    write()
     due = [cell for cell in cells if "error" in results.rows.get(str(cell), {"error": ""})]
     if len(due) < len(cells):
         print(f"{len(cells) - len(due)} of {len(cells)} cells are there already")
@@ -123,10 +137,20 @@ def main(options: Options) -> None:
         print(f"{number}/{len(due)}  {cell}")
         row = _run(experiment, cell, options.runs / options.name / f"{cell.arm}_{cell.seed}")
         results.add(str(cell), row | {"environment": environment})
+        write()
         told = f"failed: {row['error']}" if "error" in row else experiment.tell(row)
         print(f"{number}/{len(due)}  {cell}  {told}  ({row['seconds']:.0f} s)", flush=True)
-    print(f"results: {file}")
+    print(f"results: {file}\npage: {output / page.name}.md")
     _check_finished(results.rows, cells)
+
+
+def _full_command(options: Options) -> str:
+    """Return the command that makes all cells, with what its results depend on."""
+    words = ["titan-motif", "experiment", options.name]
+    for name in ("tokens", "seeds", "config"):
+        value = getattr(options, name)
+        words += [] if value is None else [f"--{name}", str(value)]
+    return shlex.join([*words, *(["--quick"] if options.quick else []), "--resume"])
 
 
 def _run(experiment: Experiment, cell: Cell, folder: Path) -> Row:

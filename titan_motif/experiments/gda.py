@@ -14,7 +14,9 @@ from titan_motif.config import JobConfig
 from titan_motif.config_loading import load_config, read_files
 from titan_motif.experiments.cells import Cell
 from titan_motif.experiments.data import DataSettings, prepare_data
+from titan_motif.experiments.gda_page import gda_page
 from titan_motif.experiments.job import Devices, train
+from titan_motif.experiments.page import Page
 from titan_motif.experiments.questions import ask
 from titan_motif.experiments.records import read_by_layer, read_run
 from titan_motif.experiments.tasks import TASKS
@@ -108,7 +110,7 @@ class Gda:
             if tokens < 1:
                 raise ValueError(f"--tokens is {tokens}; at least 1 is needed")
             self.common.append(f"--curriculum.total_tokens={tokens}")
-        job = load_config(self.common, devices.count, runs_here=False)
+        self.job = job = load_config(self.common, devices.count, runs_here=False)
         folder = Path(job.training.dataset_path) if data is None else data
         self.data = folder.absolute()
         self.common.append(f"--training.dataset_path={self.data}")
@@ -164,6 +166,17 @@ class Gda:
             right = (f"{100 * n / self.num_asked:.0f}" for n in row["accuracy"][task.name].values())
             told.append(f"{task.name} {'/'.join(right)}%")
         return ", ".join(told)
+
+    def page(self, command: str) -> Page:
+        """Return the frame of the page; after `prepare`."""
+        return gda_page(
+            command=command,
+            job=self.job,
+            arms={name: shape_of(self.standard, arm) for name, arm in ARMS.items()},
+            parameters={name: self.parameters(name) for name in ARMS},
+            record=self.record,
+            settings=self.settings(),
+        )
 
     def parameters(self, arm: str) -> dict[str, int]:
         """Return an arm's parameters, whole and beside embedding and output."""

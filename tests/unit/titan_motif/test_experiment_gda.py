@@ -1,0 +1,72 @@
+"""The arms of the attention experiment, and what its page says of them."""
+
+import torch
+from torch.nn import functional
+
+from titan_motif.experiments.gda import ARMS, Gda, shape_of
+from titan_motif.experiments.job import Devices
+from titan_motif.model.attention import Attention, rotation_at
+
+
+def gda(*, is_quick: bool = False) -> Gda:
+    return Gda(is_quick=is_quick, tokens=None, config=None, data=None, devices=Devices("cpu", 1))
+
+
+def test_arms_have_equally_many_parameters():
+    """Within 0.5% of each other, and their shapes are those of the page."""
+    experiment = gda()
+    totals = [experiment.parameters(name)["total"] for name in ARMS]
+    assert max(totals) / min(totals) < 1.005
+    assert experiment.parameters("standard") == {"total": 33_563_168, "blocks": 25_174_560}
+    assert shape_of(experiment.standard, ARMS["ratio4"]) == {
+        "n_heads": 30,
+        "n_kv_heads": 6,
+        "grouped_ratio": 4,
+        "hidden_dim": 1088,
+    }
+    assert all(
+        shape_of(experiment.standard, arm)["n_heads"] == 24 * (1 + arm.ratio) // max(arm.ratio, 1)
+        for arm in ARMS.values()
+        if arm.ratio
+    )
+
+
+def test_standard_arm_is_softmax_attention():
+    """Its attention has no lambda and no norm: projections around torch's own attention."""
+    args = gda(is_quick=True).standard
+    attention = Attention(args).double()
+    assert attention.head_norm is None
+    x = torch.randn(2, 9, args.dim, dtype=torch.float64)
+    rotation = rotation_at(torch.arange(9)[None], args.head_dim, args.rope_theta, torch.float64)
+    out, _ = attention(x, rotation, None, None, None)
+    q, k, v = (t.transpose(1, 2) for t in attention.project(x, rotation))
+    expected = functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    expected = attention.o_proj(expected.transpose(1, 2).flatten(2))
+    torch.testing.assert_close(out, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_page_has_arms_data_and_training():
+    experiment = gda()
+    splits = {"train": {"tokens": 1234}, "validation": {"tokens": 56}}
+    experiment.record = {
+        "settings": {},
+        "texts_sha256": "a" * 64,
+        "tokenizer_sha256": "b" * 64,
+        "num_texts": 7,
+        "sources": {"text": {"splits": splits, "files": {}}},
+    }
+    page = experiment.page("titan-motif experiment gda --resume")
+    assert "| ratio3 | 24 | 8 | 8 | 1,024 |" in page.setup
+    assert "300,000,000 tokens (text 60%, retrieval 20%, arithmetic 20%)" in page.setup
+    assert "learning rate 0.003" in page.setup
+    assert "text 1,234 tokens to learn from and 56 to validate" in page.setup
+    assert [measure.name for measure in page.measures[:5]] == [
+        "text loss",
+        "retrieval loss",
+        "arithmetic loss",
+        "retrieval, 1 hop",
+        "retrieval, 2 hops",
+    ]
+    row = {"accuracy": {"retrieval": {"1": 250}}, "validation_losses": {"text": 1.5}}
+    assert page.measures[0].value_of(row) == 1.5
+    assert page.measures[3].value_of(row) == 0.25

@@ -1,0 +1,177 @@
+"""What the page of `titan-motif experiment gda` says of its own."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from titan_motif.config import JobConfig
+from titan_motif.experiments.measures import Measure
+from titan_motif.experiments.page import Page, Picture, table
+from titan_motif.experiments.pictures import draw_accuracy, draw_layers, draw_validation
+from titan_motif.experiments.tasks import TASKS
+from titan_motif.study.runner import Row
+
+GROUPS = ("text", *(task.name for task in TASKS))
+LAYERS = {
+    "attention_lambda": "lambda",
+    "attention_noise_over_signal": "noise over signal",
+}
+QUESTION = """\
+Does grouped differential attention (GDA) make a small model better than standard attention of as
+many parameters, trained on the same tokens: in what it predicts of text, and in finding one thing
+among many that look like it? And is the report's ratio of four signal heads to one noise head the
+best?"""
+DIFFERENCES = """\
+All arms have the same layers, widths and signal heads; of a seed, all read the same tokens in the
+same order. A GDA arm has noise heads beside them, whose maps, times a learnt lambda, are taken from
+the signal heads' maps; values twice as wide, and so a wider output projection; and a norm on each
+head's output. The standard arm has no lambda and no norm on its heads. Noise heads and the wider
+projection are paid for by a narrower feed-forward layer, so that all matrices together are equally
+large. Ratio 3 has 8 noise heads, which cannot share 6 key heads: it has 8."""
+TASK_TEXT = """\
+Retrieval: 24 facts such as "the red box holds 42 and opens blue jar." in any order, each key
+sharing its colour and its thing with others; asked is the number at the end of 1 to 4 lookups, from
+key to key. A guess among the numbers is right in 4%. Arithmetic: two chains of assignments among
+each other, modulo 20; asked is the end of one, 1 to 5 small sums away. A guess is right in 5%. An
+answer is one number; nothing that is asked about is ever trained on."""
+
+
+def gda_page(
+    *,
+    command: str,
+    job: JobConfig,
+    arms: Mapping[str, Mapping[str, int]],
+    parameters: Mapping[str, Mapping[str, int]],
+    record: Mapping[str, Any],
+    settings: Mapping[str, Any],
+) -> Page:
+    """Return the page's frame.
+
+    Args:
+        command:    what makes it all
+        arms:       shape of each arm, as model.args have it
+        parameters: of each arm: total, blocks
+        record:     of the prepared data
+        settings:   of the results
+    """
+    accuracy = {task.name: (task.unit, _accuracies(task.name, settings["asked"])) for task in TASKS}
+    losses = [
+        Measure(f"{group} loss", partial(_loss, group=group), is_better_lower=True)
+        for group in GROUPS
+    ]
+    shares = [
+        measure for _, by_difficulty in accuracy.values() for measure in by_difficulty.values()
+    ]
+    return Page(
+        name="gda",
+        title="Standard attention against grouped differential attention",
+        question=QUESTION,
+        setup="\n\n".join(
+            [
+                _arm_table(arms, parameters),
+                DIFFERENCES,
+                _told_training(job, settings),
+                _told_data(record, settings),
+                TASK_TEXT,
+            ]
+        ),
+        arms=tuple(arms),
+        compared=("standard", "ratio4"),
+        measures=(*losses, *shares),
+        pictures=(
+            Picture(
+                "losses",
+                "Validation loss of each group over tokens, by arm: the mean, with the range over "
+                "seeds as a band.",
+                partial(draw_validation, groups=GROUPS),
+            ),
+            Picture(
+                "accuracy",
+                "Right answers by difficulty and arm; bars are the standard deviation over seeds, "
+                "of one seed the standard error of the questions.",
+                partial(draw_accuracy, tasks=accuracy),
+            ),
+            Picture(
+                "layers",
+                "Lambda, and the noise maps' share (norm over that of the signal maps), of each "
+                "layer over tokens, in the first seed of each GDA arm.",
+                partial(draw_layers, curves=LAYERS),
+            ),
+        ),
+        command=command,
+    )
+
+
+def _loss(row: Row, group: str) -> float:
+    return row["validation_losses"][group]
+
+
+def _accuracies(task: str, num_asked: int) -> dict[int, Measure]:
+    """Return the measures of a task by difficulty."""
+    found = next(known for known in TASKS if known.name == task)
+    return {
+        difficulty: Measure(
+            f"{task}, {difficulty} {found.unit if difficulty > 1 else found.unit[:-1]}",
+            partial(_share, task=task, difficulty=str(difficulty), num_asked=num_asked),
+            is_better_lower=False,
+            num_asked=num_asked,
+        )
+        for difficulty in found.difficulties
+    }
+
+
+def _share(row: Row, task: str, difficulty: str, num_asked: int) -> float:
+    return row["accuracy"][task][difficulty] / num_asked
+
+
+# ---- set-up
+
+
+def _arm_table(
+    arms: Mapping[str, Mapping[str, int]],
+    parameters: Mapping[str, Mapping[str, int]],
+) -> str:
+    lines = []
+    for arm, shape in arms.items():
+        ratio, heads = shape["grouped_ratio"], shape["n_heads"]
+        noise = heads // (ratio + 1) if ratio else 0
+        numbers = (
+            heads - noise,
+            noise,
+            shape["n_kv_heads"],
+            shape["hidden_dim"],
+            parameters[arm]["total"],
+            parameters[arm]["blocks"],
+        )
+        lines.append([arm, *(f"{number:,}" for number in numbers)])
+    head = ["arm", "signal heads", "noise heads", "key heads", "feed-forward width"]
+    return table([*head, "parameters", "of them in blocks"], lines)
+
+
+def _told_training(job: JobConfig, settings: Mapping[str, Any]) -> str:
+    optimizer, schedule, phase = job.optimizer, job.lr_scheduler, job.curriculum.phases[0]
+    args, weights = job.model.args, phase.weights_start
+    shares = ", ".join(f"{name} {100 * share:.0f}%" for name, share in weights.items())
+    return (
+        f"Every cell: {args.n_layers} layers of width {args.dim}, heads of {args.head_dim}, "
+        f"{args.vocab_size:,} entries; {settings['tokens']:,} tokens ({shares}) in sequences of "
+        f"{phase.seq_len}, {phase.global_batch_tokens:,} a step; {optimizer.name}, learning rate "
+        f"{optimizer.lr:g}, weight decay {optimizer.weight_decay:g}, {schedule.warmup_steps} steps "
+        f"of warm-up, the last {100 * schedule.decay_ratio:.0f}% falling to "
+        f"{100 * schedule.min_lr_factor:g}% ({schedule.decay_type}). A cell's seed is of its "
+        "initial weights and of the data's order. No rate was tuned for any arm."
+    )
+
+
+def _told_data(record: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    told = [
+        f"{name} {splits['train']['tokens']:,} tokens to learn from and "
+        f"{splits['validation']['tokens']:,} to validate"
+        for name, splits in ((name, s["splits"]) for name, s in record["sources"].items())
+    ]
+    return (
+        f"Data: {'; '.join(told)}. The text is code and documentation that is installed, "
+        f"{record['num_texts']:,} files; the tasks are generated. Hashes: texts "
+        f"`{record['texts_sha256'][:16]}`, tokenizer `{record['tokenizer_sha256'][:16]}`, prepared "
+        f"files `{settings['data_sha256'][:16]}`, configuration `{settings['config_sha256'][:16]}`."
+    )

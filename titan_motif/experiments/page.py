@@ -1,0 +1,254 @@
+"""The page of an experiment: question, set-up, results, conclusion, from whatever is finished.
+
+An experiment says what is its own in a `Page`; the frame is the same for all.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from titan_motif.experiments.cells import Cell
+from titan_motif.experiments.measures import (
+    RULE,
+    Comparison,
+    Measure,
+    compare,
+    rows_by_arm,
+    summarize,
+)
+from titan_motif.study.results import Results
+from titan_motif.study.runner import Row, replace_text
+from titan_motif.study.tables import told_versions
+
+RowsByArm = Mapping[str, Sequence[Row]]
+"""Finished rows of every arm, in the order of seeds."""
+NO_RESULT = (
+    "**Made with --quick: networks and runs are so small that nothing here is a result. It shows "
+    "that everything runs.**"
+)
+
+
+class Picture(NamedTuple):
+    """A picture of what is finished."""
+
+    name: str
+    """Of the file, without .png."""
+    text: str
+    """What it shows, in a sentence."""
+    draw: Callable[[RowsByArm, Path], bool]
+    """Writes the file; returns whether there was anything to draw."""
+
+
+class Page(NamedTuple):
+    """What is an experiment's own of its page."""
+
+    name: str
+    """Of the page's file, and of the folder of its pictures."""
+    title: str
+    question: str
+    """Markdown, as all texts here."""
+    setup: str
+    arms: tuple[str, ...]
+    compared: tuple[str, str]
+    """The two arms of the conclusion; the second is what the question is about."""
+    measures: tuple[Measure, ...]
+    pictures: tuple[Picture, ...]
+    command: str
+    """What makes it all."""
+
+
+def write_page(
+    page: Page, results: Results, planned: Sequence[Cell], output: Path, *, is_quick: bool
+) -> Path:
+    """Write OUTPUT/NAME.md and its pictures OUTPUT/NAME/*.png, and return the former.
+
+    Args:
+        planned: cells that are to be finished; those that are not are named
+    """
+    rows = rows_by_arm(results.rows, page.arms)
+    folder = output / page.name
+    folder.mkdir(parents=True, exist_ok=True)
+    shown = []
+    for picture in page.pictures:
+        file = folder / f"{picture.name}.png"
+        file.unlink(missing_ok=True)
+        if picture.draw(rows, file):
+            shown.append(picture)
+    file = output / f"{page.name}.md"
+    replace_text(file, render(page, results, planned, shown, is_quick=is_quick))
+    return file
+
+
+def render(
+    page: Page,
+    results: Results,
+    planned: Sequence[Cell],
+    shown: Sequence[Picture],
+    *,
+    is_quick: bool,
+) -> str:
+    """Return the page's text; `shown` are the pictures that were drawn."""
+    rows = rows_by_arm(results.rows, page.arms)
+    parts = [
+        f"# {page.title}",
+        f"Written by `{page.command}`, which writes it anew at every call.",
+        *([NO_RESULT] if is_quick else []),
+        "## Question",
+        page.question,
+        "## Set-up",
+        page.setup,
+        _told_machines(results),
+        f"Command: `{page.command}`.",
+        "## Results",
+        _told_missing(results.rows, planned),
+        *_result_tables(page, rows),
+        *(f"{p.text}\n\n![{page.title}: {p.name}]({page.name}/{p.name}.png)" for p in shown),
+        "## Conclusion",
+        *_conclusion(page, rows, is_quick),
+        "## Cells",
+        _cell_table(results.rows),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table whose first column is text, the others numbers."""
+    ruler = "| --- |" + " ---: |" * (len(head) - 1)
+    return "\n".join([_line(head), ruler, *map(_line, lines)])
+
+
+def _line(words: Sequence[str]) -> str:
+    return "| " + " | ".join(words) + " |"
+
+
+def _told_machines(results: Results) -> str:
+    """Tell hardware, versions and commits of the finished cells."""
+    known = [row["environment"] for row in results.rows.values() if "error" not in row]
+    environments = known or [results.environment]
+    devices = Counter(f"{e['world_size']} x {e['device_name']}" for e in environments)
+    versions = dict.fromkeys(told_versions(e["versions"]) for e in environments)
+    commits = dict.fromkeys(_told_commit(e) for e in environments)
+    return (
+        f"Hardware: {', '.join(f'{name} ({number} cells)' for name, number in devices.items())}. "
+        f"Versions: {'; or '.join(versions)}. Source: {', '.join(commits)}."
+    )
+
+
+def _told_commit(environment: Mapping[str, Any]) -> str:
+    if environment["git_commit"] is None:
+        return "of no known commit"
+    changed = " with changes" if environment["git_has_changes"] else ""
+    return f"commit {environment['git_commit'][:10]}{changed}"
+
+
+def _told_missing(rows: Mapping[str, Row], planned: Sequence[Cell]) -> str:
+    missing = [str(cell) for cell in planned if str(cell) not in rows]
+    failed = {name: row["error"] for name, row in rows.items() if "error" in row}
+    told = []
+    if missing:
+        num = len(set(map(str, planned)))
+        told.append(f"Missing cells (arm:seed), {len(missing)} of {num}: {', '.join(missing)}.")
+    told += [f"{name} failed: {error}." for name, error in failed.items()]
+    return "\n".join(told)
+
+
+# ---- results
+
+
+def _result_tables(page: Page, rows: RowsByArm) -> list[str]:
+    """Return a table of losses and one of accuracies, and what their numbers are."""
+    values = [measure for measure in page.measures if measure.num_asked is None]
+    shares = [measure for measure in page.measures if measure.num_asked is not None]
+    head = ["", *(f"{arm} ({_told_seeds(len(rows[arm]))})" for arm in page.arms)]
+    told = []
+    if values:
+        told += [
+            "Losses in nats a token: mean +- standard deviation over seeds; of one seed the value.",
+            table(head, [_result_line(measure, rows) for measure in values]),
+        ]
+    if shares:
+        told += [
+            f"Right answers in percent, of {shares[0].num_asked:,} questions that all cells are "
+            "asked: mean +- standard deviation over seeds; in brackets the standard error that the "
+            "choice of questions leaves.",
+            table(head, [_result_line(measure, rows) for measure in shares]),
+        ]
+    return told
+
+
+def _told_seeds(num: int) -> str:
+    return {0: "no seed", 1: "one seed"}.get(num, f"{num} seeds")
+
+
+def _result_line(measure: Measure, rows: RowsByArm) -> list[str]:
+    return [measure.name, *(_told_summary(measure, found) for found in rows.values())]
+
+
+def _told_summary(measure: Measure, rows: Sequence[Row]) -> str:
+    summary = summarize(measure, rows)
+    if summary is None:
+        return "-"
+    told = measure.told(summary.mean)
+    if summary.deviation is not None:
+        told += f" +- {measure.told(summary.deviation)}"
+    if measure.num_asked is not None:
+        told += f" ({measure.told(measure.standard_error(summary.mean))})"
+    return told
+
+
+# ---- conclusion
+
+
+def _conclusion(page: Page, rows: RowsByArm, is_quick: bool) -> list[str]:
+    if is_quick:
+        return ["None: --quick."]
+    first, second = page.compared
+    compared = {measure: compare(measure, rows, page.compared) for measure in page.measures}
+    lines = [
+        [measure.name, *_told_comparison(measure, comparison)]
+        for measure, comparison in compared.items()
+    ]
+    counts = Counter(comparison.verdict for comparison in compared.values())
+    return [
+        f"{second} against {first}: {_told_counts(counts, first, second, len(compared))}.",
+        table(["", f"{second} less {first}", "spread", "better"], lines),
+        RULE,
+    ]
+
+
+def _told_counts(counts: Counter, first: str, second: str, num: int) -> str:
+    if counts["not yet"] == num:
+        return "not yet; there are too few seeds"
+    told = [f"{arm} is better in {counts[arm]}" for arm in (second, first)]
+    told.append(f"there is no difference in {counts['none']}")
+    if counts["not yet"]:
+        told.append(f"not yet in {counts['not yet']}")
+    return f"of {num} measures, " + ", ".join(told)
+
+
+def _told_comparison(measure: Measure, comparison: Comparison) -> list[str]:
+    difference, spread, verdict = comparison
+    sign = "" if difference is None or difference < 0 else "+"
+    return [
+        "-" if difference is None else sign + measure.told(difference),
+        "-" if spread is None else measure.told(spread),
+        verdict,
+    ]
+
+
+def _cell_table(rows: Mapping[str, Row]) -> str:
+    """Return what each finished cell took."""
+    lines = [
+        [
+            name,
+            f"{row['tokens_seen']:,}",
+            f"{row['training_seconds']:,.0f}",
+            f"{row['tokens_per_second']:,.0f}",
+            row["environment"]["device_name"],
+        ]
+        for name, row in rows.items()
+        if "error" not in row
+    ]
+    head = ["arm:seed", "tokens", "training seconds", "tokens/s", "device"]
+    return table(head, lines) if lines else "None is finished."

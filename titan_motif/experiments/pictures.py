@@ -1,0 +1,153 @@
+"""Pictures of an experiment's arms: curves with bands, accuracies with bars, layers over time."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from titan_motif.experiments.measures import Measure, summarize
+from titan_motif.experiments.records import Curve
+from titan_motif.study.runner import Row
+
+RowsByArm = Mapping[str, Sequence[Row]]
+"""Finished rows of every arm, in the order of seeds."""
+
+
+def draw_validation(rows: RowsByArm, path: Path, groups: Sequence[str]) -> bool:
+    """Draw the validation loss of each group over tokens: an arm's mean, and a band over seeds.
+
+    Returns: whether there was anything to draw
+    """
+    finished = {arm: found for arm, found in rows.items() if found}
+    if not finished:
+        return False
+    figure, panels = _panels(1, len(groups))
+    for axes, group in zip(panels[0], groups, strict=True):
+        for arm, found in finished.items():
+            curves = [_losses(row, group) for row in found]
+            tokens, _ = min(curves, key=lambda curve: len(curve[0]))
+            losses = list(zip(*(values for _, values in curves), strict=False))
+            color = _color(arm, rows)
+            means = [sum(values) / len(values) for values in losses]
+            axes.plot(tokens, means, color=color, label=_named(arm, found), linewidth=1.2)
+            if len(found) > 1:
+                lowest, highest = [min(v) for v in losses], [max(v) for v in losses]
+                axes.fill_between(tokens, lowest, highest, color=color, alpha=0.25, linewidth=0)
+        axes.set(title=group, xlabel="million tokens")
+    panels[0][0].set_ylabel("validation loss, nats a token")
+    panels[0][-1].legend(fontsize=8)
+    return _save(figure, path)
+
+
+def _losses(row: Row, group: str) -> tuple[list[float], list[float]]:
+    """Return a validation curve: millions of tokens, and losses."""
+    curve = row["validation_curve"]
+    tokens_of_step = row["tokens_seen"] / row["step"] / 1e6
+    return [step * tokens_of_step for step in curve["step"]], curve[f"validation_loss/{group}"]
+
+
+def draw_accuracy(
+    rows: RowsByArm, path: Path, tasks: Mapping[str, tuple[str, Mapping[int, Measure]]]
+) -> bool:
+    """Draw the share of right answers by difficulty and arm.
+
+    Bars are the standard deviation over seeds; of one seed, the questions' standard error.
+
+    Args:
+        tasks: by name: what a difficulty counts, and the measure of each
+    Returns: whether there was anything to draw
+    """
+    finished = {arm: found for arm, found in rows.items() if found}
+    if not finished:
+        return False
+    figure, panels = _panels(1, len(tasks))
+    for axes, (task, (unit, measures)) in zip(panels[0], tasks.items(), strict=True):
+        for index, (arm, found) in enumerate(finished.items()):
+            shift = 0.08 * (index - (len(finished) - 1) / 2)
+            summaries = [(measure, summarize(measure, found)) for measure in measures.values()]
+            bars = [
+                measure.standard_error(s.mean) if s.deviation is None else s.deviation
+                for measure, s in summaries
+            ]
+            axes.errorbar(
+                [difficulty + shift for difficulty in measures],
+                [100 * s.mean for _, s in summaries],
+                [100 * bar for bar in bars],
+                color=_color(arm, rows),
+                label=_named(arm, found),
+                marker="o",
+                markersize=4,
+                capsize=2,
+                linewidth=1,
+            )
+        axes.set(title=task, xlabel=unit, ylim=(-3, 103))
+        axes.set_xticks(list(measures))
+    panels[0][0].set_ylabel("right answers, %")
+    panels[0][-1].legend(fontsize=8)
+    return _save(figure, path)
+
+
+def draw_layers(rows: RowsByArm, path: Path, curves: Mapping[str, str]) -> bool:
+    """Draw values of each layer over tokens, an arm a column, of its first seed.
+
+    Args:
+        curves: name of the curve in `by_layer` -> the axis' label; arms without them are left out
+    Returns: whether there was anything to draw
+    """
+    found = {arm: cells[0] for arm, cells in rows.items() if cells}
+    found = {arm: row for arm, row in found.items() if all(c in row["by_layer"] for c in curves)}
+    if not found:
+        return False
+    figure, panels = _panels(len(curves), len(found))
+    for line, (name, label) in zip(panels, curves.items(), strict=True):
+        for axes, (arm, row) in zip(line, found.items(), strict=True):
+            _draw_curve(axes, row["by_layer"][name], row["tokens_seen"] / row["step"] / 1e6)
+            axes.set_title(arm)
+        line[0].set_ylabel(label)
+    for axes in panels[-1]:
+        axes.set_xlabel("million tokens")
+    panels[0][-1].legend(fontsize=7, title="layer", title_fontsize=7)
+    return _save(figure, path)
+
+
+def _draw_curve(axes: Any, curve: Curve, million_tokens_of_step: float) -> None:
+    from matplotlib import colormaps
+
+    layers = [name for name in curve if name != "step"]
+    tokens = [step * million_tokens_of_step for step in curve["step"]]
+    for layer in layers:
+        number = int(layer.removeprefix("layer_"))
+        color = colormaps["viridis"](number / max(len(layers) - 1, 1))
+        axes.plot(tokens, curve[layer], color=color, label=str(number), linewidth=1)
+
+
+def _panels(num_rows: int, num_columns: int) -> tuple[Any, Any]:
+    """Return a figure of equal panels, and the panels by row."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    size = (1.2 + 3.6 * num_columns, 0.6 + 2.9 * num_rows)
+    figure, panels = pyplot.subplots(
+        num_rows, num_columns, figsize=size, layout="constrained", squeeze=False, sharex="col"
+    )
+    for axes in panels.flat:
+        axes.grid(alpha=0.3)
+    return figure, panels
+
+
+def _color(arm: str, rows: RowsByArm) -> str:
+    """Return an arm's colour, the same whichever others are finished."""
+    return f"C{list(rows).index(arm)}"
+
+
+def _named(arm: str, rows: Sequence[Row]) -> str:
+    return f"{arm} (one seed)" if len(rows) == 1 else f"{arm} ({len(rows)} seeds)"
+
+
+def _save(figure: Any, path: Path) -> bool:
+    from matplotlib import pyplot
+
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+    return True
