@@ -14,8 +14,8 @@ RULE = f"""\
 Rule: the spread of a measure is the root mean square of the two arms' standard deviations over
 seeds, and for an accuracy no less than the standard error that its number of questions leaves. A
 difference of the arms' means counts if it is more than {SPREADS:g} spreads; within them it is
-"none". With fewer than {MIN_SEEDS} seeds of both arms the answer is "not yet". Of arms that differ
-in nothing, with three seeds of each, about 7% of measures would count."""
+"none". With fewer than {MIN_SEEDS} seeds of either arm the answer is "not yet". Of arms that differ
+in nothing, with three seeds of each, up to 7% of measures would count by chance."""
 
 
 class Measure(NamedTuple):

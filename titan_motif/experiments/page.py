@@ -169,9 +169,9 @@ def _result_tables(page: Page, rows: RowsByArm) -> list[str]:
         ]
     if shares:
         told += [
-            f"Right answers in percent, of {shares[0].num_asked:,} questions that all cells are "
-            "asked: mean +- standard deviation over seeds; in brackets the standard error that the "
-            "choice of questions leaves.",
+            f"Right answers in percent, of {shares[0].num_asked:,} questions of each difficulty, "
+            "the same in all cells: mean +- standard deviation over seeds; in brackets the "
+            "standard error that the choice of questions leaves.",
             table(head, [_result_line(measure, rows) for measure in shares]),
         ]
     return told
@@ -221,7 +221,7 @@ def _told_counts(counts: Counter, first: str, second: str, num: int) -> str:
     if counts["not yet"] == num:
         return "not yet; there are too few seeds"
     told = [f"{arm} is better in {counts[arm]}" for arm in (second, first)]
-    told.append(f"there is no difference in {counts['none']}")
+    told.append(f"no difference is beyond the spread in {counts['none']}")
     if counts["not yet"]:
         told.append(f"not yet in {counts['not yet']}")
     return f"of {num} measures, " + ", ".join(told)

@@ -99,13 +99,14 @@ def draw_layers(rows: RowsByArm, path: Path, curves: Mapping[str, str]) -> bool:
         return False
     figure, panels = _panels(len(curves), len(found))
     for line, (name, label) in zip(panels, curves.items(), strict=True):
-        for axes, (arm, row) in zip(line, found.items(), strict=True):
+        for axes, row in zip(line, found.values(), strict=True):
             _draw_curve(axes, row["by_layer"][name], row["tokens_seen"] / row["step"] / 1e6)
-            axes.set_title(arm)
         line[0].set_ylabel(label)
-    for axes in panels[-1]:
-        axes.set_xlabel("million tokens")
-    panels[0][-1].legend(fontsize=7, title="layer", title_fontsize=7)
+    for arm, first, last in zip(found, panels[0], panels[-1], strict=True):
+        first.set_title(arm)
+        last.set_xlabel("million tokens")
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", fontsize=8, title="layer")
     return _save(figure, path)
 
 

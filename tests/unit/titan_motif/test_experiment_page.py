@@ -142,10 +142,8 @@ def test_page_of_all_cells_concludes():
     rows |= {f"new:{seed}": row(1.5 + seed / 100, 50) for seed in range(3)}
     text = render(frame(), results(rows), PLANNED, [], is_quick=False)
     assert "Missing" not in text
-    assert (
-        "of 2 measures, new is better in 1, old is better in 0, there is no difference in 1."
-        in text
-    )
+    assert "of 2 measures, new is better in 1, old is better in 0, no difference is" in text
+    assert "beyond the spread in 1." in text
     assert "| text loss | -0.5000 | 0.0100 | new |" in text
     assert "| hops, 1 | +0.0 | 5.0 | none |" in text
     assert "no result" not in text
