@@ -1,0 +1,48 @@
+"""A cell of `experiment gda --quick` that is really prepared, trained and asked."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from whole_runs import ROOT
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def experiment(folder: Path, *words: str) -> subprocess.CompletedProcess:
+    folders = ["--data", folder / "data", "--runs", folder / "runs", "--output", folder / "pages"]
+    command = ["-m", "titan_motif.cli", "experiment", "gda", "--quick", "--device", "cpu"]
+    return subprocess.run(
+        [sys.executable, *command, *map(str, folders), *words],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONSAFEPATH": "1"},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_a_quick_cell_ends_in_a_page(tmp_path):
+    finished = experiment(tmp_path, "--cells", "ratio4:0")
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    content = json.loads((tmp_path / "pages/gda/results.json").read_text())
+    row = content["cells"]["ratio4:0"]
+    assert (row["step"], row["tokens_seen"]) == (20, 20_480)
+    assert all(3 < loss < 7 for loss in row["validation_losses"].values())  # ln 1024 is 6.9
+    assert list(row["accuracy"]["retrieval"]) == ["1", "2", "3", "4"]
+    lambdas = row["by_layer"]["attention_lambda"]
+    assert lambdas["step"] == [1, 5, 10, 15, 20]
+    assert all(-0.1 < x < 1 for layer in ("layer_0", "layer_1") for x in lambdas[layer])
+    page = (tmp_path / "pages/gda.md").read_text()
+    assert "nothing here is a result" in page
+    assert f"| text loss | - | {row['validation_losses']['text']:.4f} | - |" in page
+    for name in ("losses", "accuracy", "layers"):
+        assert (tmp_path / "pages/gda" / f"{name}.png").is_file()
+    again = experiment(tmp_path, "--cells", "ratio4:0", "--resume")
+    assert "1 of 1 cells are there already" in again.stdout
+    other = experiment(tmp_path, "--cells", "ratio4:0", "--resume", "--tokens", "10240")
+    assert other.returncode == 1
+    assert other.stderr.count("error:") == 1
+    assert "its results are of tokens 20480, these would be of 10240" in other.stderr
