@@ -1,6 +1,7 @@
 """A job that fine-tunes: what its section stands for, and what is wrong with one."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,9 @@ from titan_motif import check_config, cli
 from titan_motif.config_loading import load_config
 from titan_motif.curriculum import build_loader
 from titan_motif.plugin import document_inputs
+from titan_motif.sft import prepare_sft
+
+ROOT = Path(__file__).resolve().parents[3]
 
 JOB = """
 [model]
@@ -35,19 +39,25 @@ seq_len = 64
 """
 
 
-@pytest.fixture
-def job(tiny_tokenizer: Path, tmp_path: Path) -> list[str]:
-    """The arguments of a job on 40 conversations."""
+def write_conversations(file: Path, turns: list[tuple[str, str]]) -> None:
+    """Write conversations of one question and one answer."""
     rows = [
         {
             "messages": [
-                {"role": "user", "content": f"the cat {i}"},
-                {"role": "assistant", "content": f"the rat {i}"},
+                {"role": "user", "content": question},
+                {"role": "assistant", "content": answer},
             ]
         }
-        for i in range(40)
+        for question, answer in turns
     ]
-    (tmp_path / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def job(tiny_tokenizer: Path, tmp_path: Path) -> list[str]:
+    """The arguments of a job on 40 conversations."""
+    turns = [(f"the cat {i}", f"the rat {i}") for i in range(40)]
+    write_conversations(tmp_path / "chat.jsonl", turns)
     file = tmp_path / "job.toml"
     file.write_text(JOB.format(tokenizer=tiny_tokenizer, folder=tmp_path))
     return ["--job.config_file", str(file)]
@@ -166,3 +176,36 @@ def test_what_was_packed_otherwise_is_not_read(job: list[str], capsys):
 def test_a_job_is_not_started_without_its_packed_data(job: list[str]):
     with pytest.raises(ValueError, match=r"not packed there yet: run_train\.sh does so"):
         load_config([*job, "--training.steps=3"], 2)
+
+
+def test_the_reports_stages_follow_each_other_as_their_files_say(
+    tiny_tokenizer: Path, tmp_path: Path, monkeypatch
+):
+    monkeypatch.setattr("titan_motif.config_float8.float8_problem", lambda: None)
+    files = [ROOT / "train_configs" / f"sft_stage{stage}.toml" for stage in (1, 2, 3)]
+    monkeypatch.chdir(tmp_path)
+    stage2 = tmp_path / "data/conversations/stage2"
+    stage2.mkdir(parents=True)
+    texts = ["the cat sat on the mat", "the rat ran", "the rat ran", "the rat sat on the mat"]
+    write_conversations(stage2 / "some.jsonl", [(f"{text}?", text) for text in texts])
+    (told,) = re.findall(r"^# +titan-motif (data prune .*)$", files[2].read_text(), re.MULTILINE)
+    assert cli.main(told.split()) == 0
+    beside = ["--model.hf_assets_path", str(tiny_tokenizer), "--training.seq_len", "64"]
+    beside += ["--validation.seq_len", "64"]
+    before = None
+    for file in files:
+        config = load_config(["--job.config_file", str(file), *beside], None, runs_here=False)
+        if before is not None:
+            assert config.checkpoint.initial_load_path == f"{before.job.dump_folder}/checkpoint"
+        before = config
+    # The folder that was written has what was dropped, too: of a row that repeats another.
+    manifest = prepare_sft(before)
+    assert sum(split["documents"] for split in manifest["splits"].values()) == 3
+    assert [Path(one["path"]).name for one in manifest["inputs"]] == ["kept.jsonl"]
+
+
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "train_configs").glob("*.toml")), ids=lambda f: f.stem
+)
+def test_a_configs_lines_are_as_short_as_the_codes(file: Path):
+    assert [line for line in file.read_text().splitlines() if len(line) > 100] == []
