@@ -22,7 +22,7 @@ from titan_motif.components.curriculum.tokenize_units import Job
 
 @contextmanager
 def locked(work: Path) -> Iterator[None]:
-    """Make the work folder and keep other preparations out of it, as long as this process lives.
+    """Make the work folder and keep other commands out of it, as long as this process lives.
 
     Raises: ValueError if another process is at work there, or if something else lies there
     """
@@ -36,12 +36,12 @@ def locked(work: Path) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             raise ValueError(
-                f"{work}: in use by another preparation (process {file.read().strip()}); wait for "
-                "its end, or stop it to go on from there"
+                f"{work}: in use by another command (process {file.read().strip()}); wait for its "
+                "end, or stop it"
             ) from None
         # The other may have come to its end, its folder with it, since this one opened the file.
         if not lock.is_file() or not os.path.samestat(os.fstat(file.fileno()), lock.stat()):
-            raise ValueError(f"{work}: another preparation has just ended; start again")
+            raise ValueError(f"{work}: another command has just ended; start again")
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import tyro
 
+from titan_motif.components.curriculum.work_folder import locked
+
 From = Annotated[Path, tyro.conf.arg(name="from")]
 """The type of an option --from, which is no name in Python."""
 
@@ -27,10 +29,13 @@ def copy_files(source: Path, to: Path, names: Iterable[str]) -> None:
 def made(folder: Path, num_bytes: int) -> Iterator[Path]:
     """Yield a folder to write into, and move it to `folder` at the end; remove it on an error.
 
-    Raises: ValueError if something is there already, or if the disk has not the room
+    The work lies in FOLDER.writing, which no other process can use meanwhile; what a killed one has
+    left there is removed.
+
+    Raises: ValueError if something is there already, if another process or something else is where
+            the work is to be, or if the disk has not the room
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder}: holds something, which is not replaced; name another folder")
+    _check_is_free(folder)
     folder.absolute().parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder.absolute().parent).free
     if num_bytes > free:
@@ -38,12 +43,20 @@ def made(folder: Path, num_bytes: int) -> Iterator[Path]:
             f"{folder}: {num_bytes / 1e9:.2f} GB are needed, and {free / 1e9:.2f} GB are left"
         )
     work = folder.with_name(f"{folder.name}.writing")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir()
-    try:
-        yield work
-        if folder.exists():
-            folder.rmdir()
-        work.rename(folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    with locked(work):
+        try:
+            _check_is_free(folder)  # whoever was at work before may have come to its end
+            new = work / "new"
+            shutil.rmtree(new, ignore_errors=True)
+            new.mkdir()
+            yield new
+            if folder.exists():
+                folder.rmdir()
+            new.rename(folder)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _check_is_free(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder}: holds something, which is not replaced; name another folder")

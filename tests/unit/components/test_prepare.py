@@ -164,7 +164,7 @@ def test_a_kill_loses_no_finished_unit_and_changes_nothing(
     while len(list(work.glob("units/*.json"))) < 3:
         assert process.poll() is None
         time.sleep(0.005)
-    assert re.search(rf"in use by another preparation \(process {process.pid}\)", refusal(options))
+    assert re.search(rf"in use by another command \(process {process.pid}\)", refusal(options))
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     assert len(children) >= 3  # two workers, and what multiprocessing keeps beside them
     process.kill()
