@@ -8,6 +8,7 @@ which raises ValueError or OSError where the user is to be told something. The o
 import importlib
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import tyro
@@ -92,6 +93,23 @@ def _check_outputs(options: Any) -> None:
             raise ValueError(f"--{name} is {file}; that is a folder, and a file is needed")
         if not file.parent.is_dir():
             raise ValueError(f"--{name} is {file}; the folder {file.parent} does not exist")
+        try:
+            _check_writable(file)
+        except OSError as error:
+            raise ValueError(
+                f"--{name} is {file}; it cannot be written ({error.strerror})"
+            ) from None
+
+
+def _check_writable(file: Path) -> None:
+    """Raise OSError if a file cannot be written, leaving all as it was."""
+    try:
+        with file.open("x"):
+            file.unlink(missing_ok=True)
+    except FileExistsError:
+        if file.is_file():  # not a pipe, which would wait for its reader
+            with file.open("a"):
+                pass
 
 
 def _command(arguments: list[str]) -> str | None:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +26,11 @@ from titan_motif.evaluation.loading import (
     tokenizer_folder_of,
     usable_device,
 )
-from titan_motif.evaluation.local_tasks.perplexity import data_groups, held_out_splits
+from titan_motif.evaluation.local_tasks.perplexity import (
+    check_documents,
+    data_groups,
+    held_out_splits,
+)
 from titan_motif.evaluation.presets import LISTING, Wanted, wanted_tasks
 from titan_motif.evaluation.ranks import Ranks
 
@@ -90,22 +95,22 @@ def main(options: Options) -> None:
     if options.list_tasks:
         tables.print_tasks()
         return
-    if options.checkpoint is not None:
-        options = replace(options, checkpoint=newest_step(options.checkpoint))
     wanted = _check(options)
-    checkpoint = options.checkpoint
-    assert checkpoint is not None
     require_harness()
+    assert options.checkpoint is not None
+    checkpoint = newest_step(options.checkpoint)
+    options = replace(options, checkpoint=checkpoint)
+    _prepare_tensorboard(options)
     from titan_motif.evaluation.benchmarks import Benchmarks, Settings
 
     folder = tokenizer_folder_of(checkpoint, options.tokenizer)
+    groups = _groups(options, folder) if Wanted("perplexity") in wanted else {}
     names = (setting.name for setting in dataclasses.fields(Settings))
     settings = Settings(**{name: getattr(options, name) for name in names})
     begin = time.perf_counter()
     with Ranks() as ranks:
         more = options.include_path, options.verbose
         benchmarks = Benchmarks(wanted, folder, settings, *more)
-        groups = _groups(options) if Wanted("perplexity") in wanted else {}
         device = usable_device(ranks.device(options.device))
         dtype = dtype_named(options.dtype, device)
         network = load_model(checkpoint, options.config, device, dtype)
@@ -141,13 +146,28 @@ def _check(options: Options) -> list[Wanted]:
         raise ValueError("--system is given; it needs --chat")
     if options.step is not None and options.tensorboard is None:
         raise ValueError("--step is given; it needs --tensorboard")
-    if options.tensorboard is not None and _step(options) is None:
-        raise ValueError(
-            f"--tensorboard needs a step, and {options.checkpoint.name!r} names none; give --step"
-        )
     if options.data is not None and Wanted("perplexity") not in wanted:
         raise ValueError("--data is given; it needs the task perplexity")
     return wanted
+
+
+def _prepare_tensorboard(options: Options) -> None:
+    """Make the folder; ValueError if the results will not be written: they come much later."""
+    if options.tensorboard is None:
+        return
+    if _step(options) is None:
+        assert options.checkpoint is not None
+        raise ValueError(
+            f"--tensorboard needs a step, and {options.checkpoint.name!r} names none; give --step"
+        )
+    try:
+        options.tensorboard.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=options.tensorboard).close()
+    except OSError as error:
+        raise ValueError(
+            f"--tensorboard is {options.tensorboard}; no folder that can be written to "
+            f"({error.strerror})"
+        ) from None
 
 
 def _step(options: Options) -> int | None:
@@ -157,15 +177,27 @@ def _step(options: Options) -> int | None:
     return int(named[1]) if options.step is None and named else options.step
 
 
-def _groups(options: Options) -> Mapping[str, Sequence[Path]]:
-    """Return the folders of each group's held-out split: the chosen ones, or those of the run."""
+def _groups(options: Options, tokenizer_folder: Path) -> Mapping[str, Sequence[Path]]:
+    """Return the folders of each group's held-out split: the chosen ones, or those of the run.
+
+    Raises: ValueError, one line, if `perplexity` cannot read them
+    """
     if options.data is not None:
-        return data_groups(options.data)
+        groups = data_groups(options.data)
+        check_documents(groups, tokenizer_folder)
+        return groups
     assert options.checkpoint is not None
     resolved = options.checkpoint.absolute().parent.parent / RESOLVED
-    if not resolved.is_file():
-        return {}
-    return held_out_splits(load_config(["--job.config_file", str(resolved)], runs_here=False))
+    try:
+        groups = {}
+        if resolved.is_file():
+            job = load_config(["--job.config_file", str(resolved)], runs_here=False)
+            groups = held_out_splits(job)
+        check_documents(groups, tokenizer_folder)
+    except ValueError as error:
+        cure = "name a prepared data set with --data, or leave perplexity out of --tasks"
+        raise ValueError(f"{error}; {cure}") from None
+    return groups
 
 
 def _report(options: Options, figures: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """The command line: what it lists, how it fails, and the benchmarks' figures."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -33,8 +34,26 @@ def test_every_command_has_help_with_an_example(name: str, capsys):
 def test_what_would_fail_at_the_end_is_refused_before_the_start(capsys):
     assert cli.main(["bench", "rms-norm", "--json", "/nowhere/table.json"]) == 1
     assert capsys.readouterr().err.endswith("the folder /nowhere does not exist\n")
+    assert cli.main(["bench", "rms-norm", "--json", "/proc/table.json"]) == 1
+    told = "error: --json is /proc/table.json; it cannot be written (No such file or directory)\n"
+    assert capsys.readouterr().err == told
     assert cli.main(["bench", "poly-norm", "--widths", "8", "100000"]) == 1
     assert "--widths has 100000; at most 65536" in capsys.readouterr().err
+
+
+def test_files_to_be_written_are_left_as_they_were_until_they_are(tmp_path: Path, monkeypatch):
+    from titan_motif.bench import rms_norm
+
+    seen = []
+    monkeypatch.setattr(rms_norm, "main", lambda options: seen.append(os.listdir(tmp_path)))
+    file = tmp_path / "table.json"
+    assert cli.main(["bench", "rms-norm", "--json", str(file)]) == 0
+    file.write_text("earlier")
+    assert cli.main(["bench", "rms-norm", "--json", str(file)]) == 0
+    os.mkfifo(tmp_path / "pipe")
+    assert cli.main(["bench", "rms-norm", "--json", str(tmp_path / "pipe")]) == 0
+    assert [sorted(names) for names in seen] == [[], ["table.json"], ["pipe", "table.json"]]
+    assert file.read_text() == "earlier"
 
 
 def test_a_failure_on_the_way_is_one_line(capsys, monkeypatch):

@@ -29,6 +29,7 @@ from titan_motif.components.curriculum.tokenizer import (
 )
 from titan_motif.corpus import mathematics
 from titan_motif.corpus import sums as corpus_sums
+from titan_motif.evaluation import evaluate as evaluate_command
 from titan_motif.evaluation import scoring
 from titan_motif.evaluation.continuation import continue_prompts
 from titan_motif.evaluation.loading import load_model
@@ -195,13 +196,13 @@ REFUSED = {
     "shots": (["--tasks", "sums", "--num-fewshot", "-1"], "--num-fewshot is -1; at least 0 is"),
     "system": (["--tasks", "sums", "--system", "x"], "--system is given; it needs --chat"),
     "step": (["--tasks", "sums", "--step", "3"], "--step is given; it needs --tensorboard"),
-    "no step": (["--tasks", "sums", "--tensorboard", "tb"], "needs a step, and 'model' names none"),
     "data": (["--tasks", "sums", "--data", "x"], "--data is given; it needs the task perplexity"),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_refusals_come_before_anything_is_read(name: str, capsys):
+def test_refusals_come_before_anything_is_read(name: str, monkeypatch, capsys):
+    monkeypatch.setattr(evaluate_command, "newest_step", pytest.fail)
     arguments, message = REFUSED[name]
     assert cli.main(["evaluate", "model", *arguments]) == 1
     printed = capsys.readouterr().err
@@ -339,7 +340,7 @@ def test_perplexitys_sums_are_of_all_documents():
     assert perplexity.bits([item["bits_per_byte"] for item in items]) == pytest.approx(
         1 / math.log(2)
     )
-    with pytest.raises(ValueError, match="perplexity needs held-out documents; name a prepared"):
+    with pytest.raises(ValueError, match="perplexity needs held-out documents, and no run is"):
         perplexity.tasks(Setting(Path("nowhere"), 64))
 
 
@@ -654,9 +655,61 @@ UNHARNESSED = {
     "no data": (["--tasks", "motif2:gsm8k"], "it needs openai/gsm8k from the Hugging Face hub or"),
     "folder": (["--tasks", "sums", "--include-path", "nowhere"], "--include-path is nowhere; a f"),
     "too long": (["--tasks", "sums", "--max-length", "999"], "--max-length is 999; 2 to 256, what"),
-    "no documents": (["--tasks", "perplexity"], "name a prepared data set with --data, or a step"),
+    "no documents": (["--tasks", "perplexity"], "name a prepared data set with --data, or leave"),
     "no room": (["--tasks", "arithmetic", "--max-length", "99"], "--max-new-tokens sets fewer"),
 }
+
+
+@needs_harness
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [
+        ("file", "file; no folder that can be written to (File exists)"),
+        ("file/tb", "file/tb; no folder that can be written to (Not a directory)"),
+        ("/proc/tb", "/proc/tb; no folder that can be written to (No such file or directory)"),
+    ],
+)
+def test_where_results_cannot_be_written_is_told_before_a_model_is_read(
+    place: str, told: str, folder: Path, monkeypatch, capsys
+):
+    monkeypatch.chdir(folder.parent)
+    monkeypatch.setattr(evaluate_command, "load_model", pytest.fail)
+    (folder.parent / "file").touch()
+    assert evaluate(folder, "--tasks", "sums", "--tensorboard", place) == 1
+    assert capsys.readouterr().err == f"error: --tensorboard is {told}\n"
+    folder.rename("model")
+    assert evaluate(Path("model"), "--tasks", "sums", "--tensorboard", "tb") == 1
+    told = "error: --tensorboard needs a step, and 'model' names none; give --step\n"
+    assert capsys.readouterr().err == told
+    assert not Path("tb").exists()
+
+
+@needs_harness
+def test_a_step_without_held_out_documents_is_told_the_cure_before_it_is_read(
+    folder: Path, tokenizer_folder: Path, tmp_path: Path, monkeypatch, capsys
+):
+    monkeypatch.setattr(evaluate_command, "load_model", pytest.fail)
+    step = tmp_path / "run" / "checkpoint" / folder.name
+    step.parent.mkdir(parents=True)
+    folder.rename(step)
+    data = tmp_path / "data"
+    job = f'[training]\ndataset = "prepared"\ndataset_path = "{data}"\n'
+    cure = "; name a prepared data set with --data, or leave perplexity out of --tasks\n"
+
+    def told(*more: str) -> str:
+        assert evaluate(step, "--tasks", "local", *more) == 1
+        return capsys.readouterr().err
+
+    reason = "error: perplexity needs held-out documents, and no run is known that has some"
+    assert told() == reason + cure
+    (tmp_path / "run" / "config.resolved.toml").write_text(job)
+    reason = f"error: {data}/validation/tokens.npy: no such file; a prepared split holds tokens.npy"
+    assert told() == reason + cure
+    split = write_source(data, tokenizer_folder, ["the rain in spain"])
+    np.save(split / "labels.npy", np.load(split / "tokens.npy").astype(np.int32))
+    packed = f"{split}/tokens.npy: packed conversations; perplexity needs documents"
+    assert told() == f"error: {packed}{cure}"
+    assert told("--data", str(data)) == f"error: {packed}\n"
 
 
 @needs_harness

@@ -25,13 +25,9 @@ SPLIT = "validation"
 def tasks(setting: Setting) -> list[Task]:
     """Return a task for each group of the data, `perplexity_GROUP`.
 
-    Raises: ValueError, one line, if there are no data, or if they are of another tokenizer
+    Raises: ValueError, one line, if there are no data, or they cannot be read
     """
-    if not setting.groups:
-        raise ValueError(
-            "perplexity needs held-out documents; name a prepared data set with --data, or a step "
-            "of a run that still has its own"
-        )
+    check_documents(setting.groups, setting.tokenizer_folder)
     return [_task(group, folders, setting) for group, folders in setting.groups.items()]
 
 
@@ -54,23 +50,29 @@ def _task(group: str, folders: Sequence[Path], setting: Setting) -> Task:
     }
 
 
+def check_documents(groups: Mapping[str, Sequence[Path]], tokenizer_folder: Path) -> None:
+    """Raise ValueError, one line, if there are no held-out splits, or one cannot be read.
+
+    Their texts are not read: it takes no time, and can be told before a model is loaded.
+    """
+    if not groups:
+        raise ValueError("perplexity needs held-out documents, and no run is known that has some")
+    for folders in groups.values():
+        for folder in folders:
+            _opened(folder, tokenizer_folder)
+
+
 def documents(folder: Path, tokenizer_folder: Path) -> list[dict[str, Any]]:
     """Return the texts of a held-out split, each with its numbers of bytes and tokens.
 
-    Raises: ValueError, one line, if the split is not there, or its documents are not told apart
+    Raises: ValueError, one line, if the split is not there, is of another tokenizer, or does not
+            tell its documents apart
     """
-    file = TokenFile(folder)
-    if file.is_packed:
-        raise ValueError(f"{file.path}: packed conversations; perplexity needs documents")
-    if file.offsets is None:
-        raise ValueError(
-            f"{file.path.with_name('document_offsets.npy')}: no such file; perplexity is of "
-            "documents"
-        )
-    _check_tokenizer(folder, tokenizer_folder)
+    file = _opened(folder, tokenizer_folder)
     loaded = load_tokenizer(tokenizer_folder)
     if file.sampled_range()[1] >= loaded.vocab_size:
         raise ValueError(f"{file.path}: has ids that the tokenizer of {tokenizer_folder} has not")
+    assert file.offsets is not None
     rows = []
     for begin, end in zip(file.offsets[:-1].tolist(), file.offsets[1:].tolist(), strict=True):
         tokens = file.tokens[begin:end].tolist()
@@ -82,6 +84,20 @@ def documents(folder: Path, tokenizer_folder: Path) -> list[dict[str, Any]]:
     if not rows:
         raise ValueError(f"{file.path}: holds no text")
     return rows
+
+
+def _opened(folder: Path, tokenizer_folder: Path) -> TokenFile:
+    """Return a held-out split of documents; its tokens are not read."""
+    file = TokenFile(folder)
+    if file.is_packed:
+        raise ValueError(f"{file.path}: packed conversations; perplexity needs documents")
+    if file.offsets is None:
+        raise ValueError(
+            f"{file.path.with_name('document_offsets.npy')}: no such file; perplexity is of "
+            "documents"
+        )
+    _check_tokenizer(folder, tokenizer_folder)
+    return file
 
 
 def _check_tokenizer(folder: Path, tokenizer_folder: Path) -> None:
