@@ -6,6 +6,7 @@ which raises ValueError or OSError where the user is to be told something. The o
 """
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,7 +54,21 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return the exit code: 0 on success, 1 failed, 2 a wrong command line."""
+    """Run a command and return the exit code: 0 on success, 1 failed, 2 a wrong command line.
+
+    Where nobody reads the output any more it ends without a word, with 1 as Python and rich do.
+    """
+    try:
+        code = _run(argv)
+        sys.stdout.flush()  # Python itself does so after the last word that we have
+        return code
+    except BrokenPipeError:
+        # What is left is of no interest: Python would complain of it at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _run(argv: Sequence[str] | None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     is_debugging = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
@@ -74,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _check_outputs(options)
         module.main(options)
     except (ValueError, OSError, RuntimeError) as error:
-        if is_debugging:
+        if is_debugging or isinstance(error, BrokenPipeError):
             raise
         kind = f"{type(error).__name__}: " if isinstance(error, RuntimeError) else ""
         first_line = str(error).partition("\n")[0]

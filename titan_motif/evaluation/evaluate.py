@@ -201,8 +201,9 @@ def _groups(options: Options, tokenizer_folder: Path) -> Mapping[str, Sequence[P
 
 
 def _report(options: Options, figures: dict[str, Any]) -> None:
-    tables.print_results(figures)
+    # Printed last: whoever reads the output may have gone.
     if options.json is not None:
         options.json.write_text(json.dumps(figures, indent=1) + "\n")
     if options.tensorboard is not None:
         tables.write_tensorboard(options.tensorboard, figures)
+    tables.print_results(figures)

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,16 @@ def test_files_to_be_written_are_left_as_they_were_until_they_are(tmp_path: Path
     assert cli.main(["bench", "rms-norm", "--json", str(tmp_path / "pipe")]) == 0
     assert [sorted(names) for names in seen] == [[], ["table.json"], ["pipe", "table.json"]]
     assert file.read_text() == "earlier"
+
+
+@pytest.mark.parametrize("arguments", [[], ["evaluate", "--list-tasks"]], ids=["usage", "table"])
+def test_output_that_nobody_reads_ends_quietly(arguments: list[str]):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "titan_motif.cli", *arguments]
+    finished = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (finished.returncode, finished.stderr) == (1, "")
 
 
 def test_a_failure_on_the_way_is_one_line(capsys, monkeypatch):
