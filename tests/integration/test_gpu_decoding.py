@@ -36,7 +36,7 @@ def test_logits_with_the_cache_are_as_near_to_float64(flavor: str, dtype: torch.
         begin += part.shape[1]
     prompts = [tokens[0, :40].tolist(), tokens[1, :7].tolist()]
     options = Sampling(top_p=0.9, top_k=50, repetition_penalty=1.1)
-    rows = continue_prompts(model, prompts, options, 20, num_samples=2)
+    rows = continue_prompts(model, prompts, options, 20, samples=range(2))
     assert [len(row.tokens) for row in rows] == [20] * 4
     exact = model.double()(tokens)
 

@@ -24,8 +24,10 @@ class ChatPrompts:
 
         Special tokens are tokens wherever they stand, in what was typed too.
 
-        Raises: ValueError, one line, for what the template refuses
+        Raises: ValueError, one line, for what is no text, or what the template refuses
         """
+        for message in messages:
+            check_text(str(message["content"]))
         text = self.template.prompt(Conversation(list(messages)))
         return self.template.tokenizer.encode(text, add_special_tokens=False).ids
 
@@ -41,3 +43,14 @@ class ChatPrompts:
         added = tokenizer.get_added_tokens_decoder()
         found = tokenizer.encode(after, add_special_tokens=False).ids
         return next((token for token in found if token in added and added[token].special), None)
+
+
+def check_text(text: str, name: str = "the text") -> None:
+    """Raise ValueError, one line, for a text that no tokenizer takes: it has no UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{name} has {text[error.start]!r} at character {error.start + 1}, half of a surrogate "
+            "pair or a byte that is not UTF-8; whole characters are needed"
+        ) from None

@@ -54,27 +54,29 @@ def continue_prompts(
     max_new_tokens: int,
     *,
     stop_tokens: Collection[int] = (),
-    num_samples: int = 1,
+    samples: Sequence[int] = (0,),
     on_token: Callable[[int, int], bool] | None = None,
     speed: Speed | None = None,
 ) -> list[Continuation]:
-    """Return `num_samples` continuations of each prompt, those of the first prompt first.
+    """Return each prompt's samples of these numbers, those of the first prompt first.
 
     Args:
         prompts:     lists of token ids, of any lengths
+        samples:     a prompt's samples of different numbers differ; one's tokens do not depend on
+            which others there are
         stop_tokens: a row ends before one of these
         on_token:    is told (row, token) of every token that is kept; True ends the row
     Raises: ValueError, one line, for a prompt that is empty, has an id that the network has not, or
             leaves no room for max_new_tokens; for numbers and options out of range
     """
     sampling.check()
-    _check(model, prompts, max_new_tokens, num_samples)
+    _check(model, prompts, max_new_tokens)
     speed = Speed() if speed is None else speed
-    rows = [Continuation(list(p), i) for p in prompts for i in range(num_samples)]
+    rows = [Continuation(list(p), i) for p in prompts for i in samples]
     begin = time.perf_counter()
     decoder = Decoder(model, len(prompts), max(map(len, prompts)) + max_new_tokens)
-    logits = _run_prompts(decoder, prompts).repeat_interleave(num_samples, dim=0)
-    decoder.cache.repeat(num_samples)
+    logits = _run_prompts(decoder, prompts).repeat_interleave(len(samples), dim=0)
+    decoder.cache.repeat(len(samples))
     chooser = _Chooser(rows, sampling, logits)
     chosen = chooser.choose(logits)  # waits for the device, too
     now = time.perf_counter()
@@ -102,14 +104,10 @@ def continue_prompts(
     return rows
 
 
-def _check(
-    model: Motif2Model, prompts: Sequence[Sequence[int]], max_new_tokens: int, num_samples: int
-) -> None:
+def _check(model: Motif2Model, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
     args = model.model_args
     if max_new_tokens < 1:
         raise ValueError(f"--max-new-tokens is {max_new_tokens}; at least 1 is needed")
-    if num_samples < 1:
-        raise ValueError(f"--num-samples is {num_samples}; at least 1 is needed")
     if not prompts:
         raise ValueError("there are no prompts; at least one is needed")
     for number, prompt in enumerate(prompts, start=1):

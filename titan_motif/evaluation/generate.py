@@ -1,6 +1,7 @@
 """`titan-motif generate`: what a trained model makes of a prompt, or of a conversation."""
 
 import dataclasses
+import io
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ import titan_motif.device as default_device  # before anything of torchtitan
 # isort: split
 from titan_motif.components.curriculum.tokenizer import DocumentTokenizer, load_tokenizer
 from titan_motif.components.sft.conversations import Message
-from titan_motif.evaluation.chat import ChatPrompts
+from titan_motif.evaluation.chat import ChatPrompts, check_text
 from titan_motif.evaluation.continuation import Continuation, Speed, continue_prompts
 from titan_motif.evaluation.loading import (
     dtype_named,
@@ -94,11 +95,17 @@ def main(options: Options) -> None:
             f"{model.model_args.vocab_size}"
         )
     generator = _Generator(options, model, tokenizer, prompter.stop_tokens)
-    found = generator.continue_all(texts, prompts) if texts else _converse(prompter, generator)
+    entries = generator.continue_all(texts, prompts) if texts else _converse(prompter, generator)
+    found: list[dict[str, Any]] = []
+    try:
+        for entry in entries:
+            found.append(entry)
+    except BaseException:
+        if found:  # what there is until then took its time, too
+            _write(options, model, generator, found)
+        raise
     print(f"generate: {generator.speed}", file=sys.stderr)
-    if options.json is not None:
-        figures = _figures(options, model, generator, found)
-        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+    _write(options, model, generator, found)
 
 
 def _check(options: Options) -> None:
@@ -118,6 +125,10 @@ def _check(options: Options) -> None:
             raise ValueError(f"--{option} is {getattr(options, name)}; at least 1 is needed")
     if "" in options.stop:
         raise ValueError("--stop is empty; a text is needed")
+    for name in ("prompt", "stop"):
+        for text in getattr(options, name):
+            check_text(text, f"--{name}")
+    check_text(options.system or "", "--system")
 
 
 def _texts(options: Options) -> list[str]:
@@ -125,11 +136,15 @@ def _texts(options: Options) -> list[str]:
         return list(options.prompt)
     file = options.prompts_file
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        content = file.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
         raise ValueError(f"{file}: no such file") from None
+    except OSError as error:
+        raise ValueError(f"{file}: cannot be read as a file ({error.strerror})") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{file}: is not UTF-8 ({error})") from None
+    # Newlines alone: what else str.splitlines takes for one may stand in a text.
+    lines = [line.removesuffix("\r") for line in content.split("\n")]
     texts = [line for line in lines if line.strip()]
     if file.suffix == ".jsonl":
         texts = [_prompt_of(file, n, x) for n, x in enumerate(lines, start=1) if x.strip()]
@@ -145,6 +160,7 @@ def _prompt_of(file: Path, number: int, line: str) -> str:
         raise ValueError(f"{file}: line {number} is no JSON ({error})") from None
     if not isinstance(found, dict) or not isinstance(found.get("prompt"), str):
         raise ValueError(f'{file}: line {number}: an object with a text "prompt" is needed')
+    check_text(found["prompt"], f"{file}: line {number}: the prompt")
     return found["prompt"]
 
 
@@ -185,29 +201,35 @@ class _Generator:
 
     def continue_all(
         self, texts: Sequence[str], prompts: Sequence[list[int]]
-    ) -> list[dict[str, Any]]:
-        """Return what there is to tell of every prompt, and print it in their order."""
-        samples = self.options.num_samples
+    ) -> Iterator[dict[str, Any]]:
+        """Yield what there is to tell of every prompt, and print it in their order."""
+        samples, batch_size = self.options.num_samples, self.options.batch_size
         if len(prompts) * samples == 1:
-            return [_entry(texts[0], self.run(prompts, is_streaming=True))]
-        found = []
-        at_once = max(self.options.batch_size // samples, 1)
+            yield _entry(texts[0], self.run(prompts, is_streaming=True))
+            return
+        at_once = max(batch_size // samples, 1)
         for begin in range(0, len(prompts), at_once):
-            rows = self.run(prompts[begin : begin + at_once], is_streaming=False)
-            for number in range(len(rows) // samples):
+            some = prompts[begin : begin + at_once]
+            rows = []
+            for first in range(0, samples, batch_size):  # more than once for one prompt alone
+                numbers = range(first, min(first + batch_size, samples))
+                rows += self.run(some, numbers)
+            for number in range(len(some)):
                 here = rows[number * samples : (number + 1) * samples]
                 for continuation, text in here:
                     told = f", sample {continuation.sample + 1}" if samples > 1 else ""
                     print(f"--- prompt {begin + number + 1}{told}\n{text}", flush=True)
-                found.append(_entry(texts[begin + number], here))
-        return found
+                yield _entry(texts[begin + number], here)
 
     def run(
-        self, prompts: Sequence[list[int]], is_streaming: bool
+        self,
+        prompts: Sequence[list[int]],
+        samples: Sequence[int] = (0,),
+        is_streaming: bool = False,
     ) -> list[tuple[Continuation, str]]:
-        """Return the continuations and texts of one batch."""
+        """Return the continuations and texts of one batch, of each prompt the samples named."""
         options = self.options
-        num_rows = len(prompts) * options.num_samples
+        num_rows = len(prompts) * len(samples)
         streams = [TextStream(self.tokenizer.tokenizer, options.stop) for _ in range(num_rows)]
 
         def take(row: int, token: int) -> bool:
@@ -222,7 +244,7 @@ class _Generator:
             options.sampling,
             options.max_new_tokens,
             stop_tokens=self.stop_tokens,
-            num_samples=options.num_samples,
+            samples=samples,
             on_token=take,
             speed=self.speed,
         )
@@ -232,20 +254,36 @@ class _Generator:
         return [(row, stream.text) for row, stream in zip(rows, streams, strict=True)]
 
 
-def _converse(prompter: _Prompter, generator: _Generator) -> list[dict[str, Any]]:
-    """Answer the lines of the standard input, each after all that was said before."""
+def _converse(prompter: _Prompter, generator: _Generator) -> Iterator[dict[str, Any]]:
+    """Answer the lines of the standard input, each after all that was said before.
+
+    A turn that cannot be answered is left out, and Ctrl-C ends the conversation.
+
+    Raises: ValueError at its end, if turns were left out
+    """
     said: list[Message] = []
-    found = []
-    for line in _lines():
-        rows = generator.run([prompter.tokens(line, said)], is_streaming=True)
-        said.append({"role": "user", "content": line})
-        said.append({"role": "assistant", "content": rows[0][1]})
-        found.append(_entry(line, rows))
-    return found
+    num_left_out = 0
+    try:
+        for line in _lines():
+            try:
+                rows = generator.run([prompter.tokens(line, said)], is_streaming=True)
+            except ValueError as error:
+                print(f"generate: this turn is left out: {error}", file=sys.stderr, flush=True)
+                num_left_out += 1
+                continue
+            said.append({"role": "user", "content": line})
+            said.append({"role": "assistant", "content": rows[0][1]})
+            yield _entry(line, rows)
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+    if num_left_out:
+        raise ValueError(f"turns that could not be answered were left out: {num_left_out}")
 
 
 def _lines() -> Iterator[str]:
     """Yield the lines of the standard input that are not empty, asking for them on a terminal."""
+    if isinstance(sys.stdin, io.TextIOWrapper):  # a line that is no text is told as a turn's fault
+        sys.stdin.reconfigure(errors="surrogateescape")
     while True:
         if sys.stdin.isatty():
             print("> ", end="", file=sys.stderr, flush=True)
@@ -267,11 +305,14 @@ def _entry(prompt: str, rows: Sequence[tuple[Continuation, str]]) -> dict[str, A
     return {"prompt": prompt, "prompt_tokens": len(rows[0][0].prompt), "samples": samples}
 
 
-def _figures(
+def _write(
     options: Options, model: Motif2Model, generator: _Generator, found: list[dict[str, Any]]
-) -> dict[str, Any]:
+) -> None:
+    """Write texts, tokens and speed, if that is wanted."""
+    if options.json is None:
+        return
     speed, weight = generator.speed, model.norm.weight
-    return {
+    figures = {
         "checkpoint": str(options.checkpoint),
         "device": str(weight.device),
         "dtype": str(weight.dtype).removeprefix("torch."),
@@ -280,3 +321,4 @@ def _figures(
         "tokens_per_second": speed.new_tokens / max(speed.new_seconds, 1e-9),
         "prompts": found,
     }
+    options.json.write_text(json.dumps(figures, indent=1) + "\n")

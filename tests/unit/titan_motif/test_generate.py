@@ -18,6 +18,7 @@ from titan_motif.components.dcp_files import write_dcp
 from titan_motif.components.safetensors_files import TensorShape
 from titan_motif.components.seal import break_seal
 from titan_motif.evaluation import continuation
+from titan_motif.evaluation import generate as generate_command
 from titan_motif.evaluation.chat import ChatPrompts
 from titan_motif.evaluation.continuation import Speed, continue_prompts
 from titan_motif.evaluation.loading import load_model, tokenizer_of
@@ -118,7 +119,7 @@ PROMPTS = [[5, 9, 200], [1], [17, 4, 250, 11, 3, 8, 90]]
 def test_greedy_tokens_are_those_of_the_whole_forward_pass(model, chunk_tokens: int, monkeypatch):
     monkeypatch.setattr(continuation, "CHUNK_TOKENS", chunk_tokens)
     speed = Speed()
-    found = continue_prompts(model, PROMPTS, GREEDY, 9, num_samples=2, speed=speed)
+    found = continue_prompts(model, PROMPTS, GREEDY, 9, samples=range(2), speed=speed)
     assert [row.prompt for row in found] == [p for p in PROMPTS for _ in range(2)]
     for row in found:
         assert row.tokens == greedy(model, row.prompt, 9)
@@ -149,20 +150,20 @@ def test_greedy_tokens_are_those_of_transformers(tmp_path: Path):
 def test_a_rows_tokens_depend_on_its_prompt_its_number_and_the_seed():
     model = network("grouped")
     warm = Sampling(temperature=1.5, seed=4)
-    together = continue_prompts(model, PROMPTS, warm, 8, num_samples=3)
+    together = continue_prompts(model, PROMPTS, warm, 8, samples=range(3))
     for number, prompt in enumerate(PROMPTS):
-        alone = continue_prompts(model, [prompt], warm, 8, num_samples=3)
+        alone = continue_prompts(model, [prompt], warm, 8, samples=range(3))
         assert alone == together[3 * number : 3 * number + 3]
     texts = {tuple(row.tokens) for row in together}
     assert len(texts) == 9
-    other = continue_prompts(model, PROMPTS, dataclasses.replace(warm, seed=5), 8, num_samples=3)
+    other = continue_prompts(model, PROMPTS, dataclasses.replace(warm, seed=5), 8, samples=range(3))
     assert texts.isdisjoint(tuple(row.tokens) for row in other)
 
 
 def test_a_continuation_is_drawn_from_the_models_distribution():
     model = network("plain")
     sampling = Sampling(temperature=2.0, top_k=4, repetition_penalty=1.5)
-    rows = continue_prompts(model, [[7, 9]], sampling, 1, num_samples=3000)
+    rows = continue_prompts(model, [[7, 9]], sampling, 1, samples=range(3000))
     seen = torch.zeros(1, 300, dtype=torch.bool)
     seen[0, [7, 9]] = True
     with torch.no_grad():
@@ -416,11 +417,90 @@ def test_a_conversation_remembers_what_was_said(folder: Path, monkeypatch, capsy
     assert json.loads(file.read_text())["prompts"] == [first]
 
 
+def test_a_turn_that_cannot_be_answered_is_left_out(folder: Path, monkeypatch, capsys):
+    file = folder / "figures.json"
+    more = ["--max-new-tokens", "4", "--seed", "2", "--json", str(file)]
+
+    def converse(lines: bytes) -> list:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines), "utf-8"))
+        assert generate(folder, "--chat", *more) == (len(lines.splitlines()) > 2)
+        return json.loads(file.read_text())["prompts"]
+
+    expected = converse(b"the dog\nthe cat\n")
+    capsys.readouterr()
+    long = b"rain " * 70 + b"\n"
+    assert converse(b"the dog\n" + long + b"the \xff\n" + long + b"the cat\n") == expected
+    told = capsys.readouterr().err.splitlines()
+    left_out = [line for line in told if line.startswith("generate: this turn is left out: ")]
+    assert len(left_out) == 3
+    assert left_out[0].endswith("and 4 are to follow; the network is meant for 64")
+    assert "the text has '\\udcff' at character 5, half of a surrogate pair or a" in left_out[1]
+    assert told[-1] == "error: turns that could not be answered were left out: 3"
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, RuntimeError("out of memory")])
+def test_what_was_said_is_written_however_a_conversation_ends(
+    end: BaseException, folder: Path, monkeypatch, capsys
+):
+    def lines():
+        yield "the dog"
+        raise end
+
+    monkeypatch.setattr(generate_command, "_lines", lines)
+    file = folder / "figures.json"
+    more = ["--chat", "--max-new-tokens", "4", "--json", str(file)]
+    assert generate(folder, *more) == (end is not KeyboardInterrupt)
+    (turn,) = json.loads(file.read_text())["prompts"]
+    assert turn["prompt"] == "the dog"
+    assert turn["samples"][0]["text"] == capsys.readouterr().out.removesuffix("\n")
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_prompts_end_at_newlines_alone(end: str, folder: Path, tmp_path: Path, capsys):
+    texts = ["the\u2028cat\x0b and", " \x85dog\r rain "]
+    for name, lines in (("p.txt", texts), ("p.jsonl", [json.dumps({"prompt": t}) for t in texts])):
+        (tmp_path / name).write_bytes(("\ufeff" + end.join([*lines, "", ""])).encode())
+        more = ["--max-new-tokens", "2", "--json", str(tmp_path / "f.json")]
+        assert generate(folder, "--prompts-file", str(tmp_path / name), *more) == 0
+        found = json.loads((tmp_path / "f.json").read_text())["prompts"]
+        assert [entry["prompt"] for entry in found] == texts
+
+
+def test_a_batch_bounds_the_rows_that_run_at_once(folder: Path, tmp_path: Path, monkeypatch):
+    sizes: list[int] = []
+
+    def counting(*args, **options):
+        rows = continue_prompts(*args, **options)
+        sizes.append(len(rows))
+        return rows
+
+    monkeypatch.setattr(generate_command, "continue_prompts", counting)
+    more = ["--prompt", "the", "--prompt", "cat and dog", "--num-samples", "5"]
+    more += ["--max-new-tokens", "6", "--dtype", "float64", "--json", str(tmp_path / "f.json")]
+    found = []
+    for batch_size, expected in ((1, [1] * 10), (2, [2, 2, 1] * 2), (8, [5, 5]), (10, [10])):
+        sizes.clear()
+        assert generate(folder, *more, "--batch-size", str(batch_size)) == 0
+        assert sizes == expected
+        found.append(json.loads((tmp_path / "f.json").read_text())["prompts"])
+    assert found[0] == found[1] == found[2] == found[3]
+    texts = [sample["text"] for entry in found[0] for sample in entry["samples"]]
+    assert len(set(texts)) == 10
+
+
 REFUSED = {
     "no prompt": ([], "there is no prompt; --prompt, --prompts-file or --chat is needed"),
     "two sources": (["--prompt", "a", "--prompts-file", "b"], "are both given; one of them"),
     "no such file": (["--prompts-file", "nowhere.txt"], "nowhere.txt: no such file"),
     "an empty file": (["--prompts-file", "empty.txt"], "empty.txt: holds no prompts"),
+    "a folder": (["--prompts-file", "."], ".: cannot be read as a file (Is a directory)"),
+    "no text": (["--prompt", "a \udcff\udcfe"], "--prompt has '\\udcff' at character 3, half of a"),
+    "no system": (["--chat", "--system", "\udcff"], "--system has '\\udcff' at character 1, half"),
+    "no stop": (["--prompt", "a", "--stop", "\udcff"], "--stop has '\\udcff' at character 1, half"),
+    "half a pair": (
+        ["--prompts-file", "half.jsonl"],
+        "half.jsonl: line 1: the prompt has '\\ud800'",
+    ),
     "no JSON": (["--prompts-file", "bad.jsonl"], "bad.jsonl: line 2 is no JSON ("),
     "no prompt in it": (
         ["--prompts-file", "other.jsonl"],
@@ -454,6 +534,7 @@ def test_refusals_are_one_line(name: str, folder: Path, tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.txt").write_text("\n")
     (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\n{"prompt"\n')
+    (tmp_path / "half.jsonl").write_text('{"prompt": "\\ud800"}\n')
     (tmp_path / "other.jsonl").write_text('{"text": "a"}\n')
     arguments, message = REFUSED[name]
     assert generate(folder, *arguments) == 1
