@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
 def _pack_conversations(argv: list[str], world_size: int | None) -> None:
     """Pack what a fine-tuning job reads, if it is one; ValueError where that cannot be done."""
     try:
-        config = load_config(argv, world_size, runs_here=False)
+        config = load_config(argv, world_size, runs_here=False, has_paths=True)
     except ConfigError:  # the whole check tells it, in its own order
         return
     if config.sft.enable:

@@ -86,13 +86,14 @@ _ABOVE_ZERO = (
 
 
 def check_values(
-    config: JobConfig, world_size: int | None, runs_here: bool = True
+    config: JobConfig, world_size: int | None, runs_here: bool = True, has_paths: bool = True
 ) -> Iterator[Finding]:
     """Yield every finding, the most basic first; a job without findings can start.
 
     Args:
         world_size:  number of processes; None leaves out what depends on it
-        runs_here:   whether the job's data, tokenizer and device have to be there
+        runs_here:   whether the job's data and device have to be there
+        has_paths:   whether what it begins from and its tokenizer have to
     """
     yield from check_curriculum(config)
     yield from check_sft(config)
@@ -102,10 +103,15 @@ def check_values(
     yield from _optimizer(config)
     yield from _model(config, runs_here)
     yield from _schedule(config)
-    if runs_here:
+    if runs_here and not config.sft.enable:
         yield from _files(config)
+    if has_paths:
+        yield from _paths(config)
     if world_size is not None and config.model.flavor in FLAVORS:
         yield from check_layout(config, model_args(config), world_size)
+    if runs_here and config.sft.enable:  # what is packed last, by a job that is right otherwise
+        yield from check_packed(config)
+        yield from _files(config)
 
 
 def model_args(config: JobConfig) -> Motif2ModelArgs:
@@ -337,14 +343,20 @@ def _schedule(config: JobConfig) -> Iterator[Finding]:
         )
 
 
+def _paths(config: JobConfig) -> Iterator[Finding]:
+    """Yield what is not there of what a job needs to have its data prepared, or to begin from."""
+    assets = config.model.hf_assets_path
+    if config.training.dataset == "prepared" and not (Path(assets) / "tokenizer.json").is_file():
+        yield "model.hf_assets_path", f"is {assets!r}; it holds no tokenizer.json"
+    initial = config.checkpoint.initial_load_path
+    if initial is not None and not Path(initial).is_dir():
+        yield "checkpoint.initial_load_path", f"is {initial!r}; no such folder"
+
+
 def _files(config: JobConfig) -> Iterator[Finding]:
     assets = config.model.hf_assets_path
-    if config.sft.enable:
-        yield from check_packed(config)
     if config.training.dataset == "prepared":
         yield from check_source_files(config, model_args(config).vocab_size)
-        if not (Path(assets) / "tokenizer.json").is_file():
-            yield "model.hf_assets_path", f"is {assets!r}; it holds no tokenizer.json"
     else:
         own = Path(config.training.dataset_path) / "tokenizer"
         if Path(assets).resolve() != own.resolve():
@@ -361,6 +373,3 @@ def _files(config: JobConfig) -> Iterator[Finding]:
                     f"has {source.name!r}; its path {source.path!r} is none of the built-in "
                     f"corpus, which has {', '.join(BUILTIN_GROUPS)}",
                 )
-    initial = config.checkpoint.initial_load_path
-    if initial is not None and not Path(initial).is_dir():
-        yield "checkpoint.initial_load_path", f"is {initial!r}; no such folder"

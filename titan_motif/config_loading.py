@@ -27,7 +27,10 @@ class ConfigError(ValueError):
 
 
 def load_config(
-    argv: Sequence[str], world_size: int | None = None, runs_here: bool = True
+    argv: Sequence[str],
+    world_size: int | None = None,
+    runs_here: bool = True,
+    has_paths: bool | None = None,
 ) -> JobConfig:
     """Return the job that a command line describes.
 
@@ -35,6 +38,7 @@ def load_config(
         argv:        the arguments after the program's name; --job.config_file names the TOML file
         world_size:  number of processes of the job; None leaves out the checks that need it
         runs_here:   whether the job's data, tokenizer and device have to be there
+        has_paths:   whether what it begins from and its tokenizer have to, if that is not the same
     Raises: ConfigError naming the file (or the command line), the key, what was found and what is
             allowed
     """
@@ -55,7 +59,8 @@ def load_config(
         origins[key] = "command line"
     given = {key: value_of(config, key) for key in DECIDED_BY_PHASES if key in origins}
     resolve(config, world_size)
-    for key, message in check_values(config, world_size, runs_here):
+    has_paths = runs_here if has_paths is None else has_paths
+    for key, message in check_values(config, world_size, runs_here, has_paths):
         raise ConfigError(f"{_origin(key, origins) or path or 'defaults'}: {key} {message}")
     for key, value in given.items():
         if has_phases(config) and value_of(config, key) != value:

@@ -142,7 +142,7 @@ def test_packed_samples_are_kept_apart_in_any_job(job: list[str], tmp_path: Path
         (["--sft.chat_template=none.jinja"], "none.jinja: cannot be read as a template"),
         (["--lr_scheduler.warmup_steps=3"], "warmup_ratio is 0.25 and warmup_steps is 3; one of"),
         (["--lr_scheduler.warmup_ratio=2"], "lr_scheduler.warmup_ratio is 2; 0.0 to 1.0 is"),
-        (["--model.hf_assets_path=none"], "none/tokenizer.json: no such file"),
+        (["--model.hf_assets_path=none"], "hf_assets_path is 'none'; it holds no tok"),
     ],
 )
 def test_what_is_wrong_is_one_line_before_anything_starts(
@@ -152,6 +152,27 @@ def test_what_is_wrong_is_one_line_before_anything_starts(
     told = capsys.readouterr().err.splitlines()
     assert message in told[-1]
     assert len([line for line in told if line.startswith("error: ")]) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            ["--checkpoint.initial_load_path=nowhere"],
+            "initial_load_path is 'nowhere'; no such folder",
+        ),
+        (["--model.hf_assets_path=none"], "model.hf_assets_path is 'none'; it holds no tokenizer"),
+        (["--parallelism.data_parallel_shard_degree=3"], "data_parallel_shard_degree"),
+        (["--sft.data="], "sft.data is empty"),
+    ],
+)
+def test_what_is_wrong_without_packing_is_told_before(
+    job: list[str], settings: list[str], message: str, tmp_path: Path, capsys
+):
+    assert check_config.main(["--world-size", "2", *job, *settings]) == 2
+    (told,) = capsys.readouterr().err.splitlines()
+    assert message in told
+    assert not (tmp_path / "packed").exists()
 
 
 def test_a_bad_sample_is_told_by_its_line_before_anything_starts(
