@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from titan_motif.components.curriculum.manifest import MANIFEST, load_manifest
 from titan_motif.components.curriculum.prepare import MAX_VALIDATION_SHARE
+from titan_motif.components.curriculum.readers import find_inputs
 from titan_motif.components.sft.prepare import ChatOptions, prepare_chat
+from titan_motif.components.sft.template import load_template
 
 if TYPE_CHECKING:
     from titan_motif.config import JobConfig
@@ -165,12 +167,39 @@ def check_packed(config: "JobConfig") -> Iterator[tuple[str, str]]:
             "run_train.sh does so before it starts a job, PREPARE_ONLY=1 that alone",
         )
         return
-    found = load_manifest(folder).get("chat", {})
+    manifest = load_manifest(folder)
+    found = manifest.get("chat", {})
     for name, value in vars(_options(config)).items():
         if found.get(name) != value:
-            yield (
-                "training.dataset_path",
-                f"is {str(folder)!r}; it is packed with {name} {found.get(name)!r}, and the job "
-                f"has {value!r}: name another folder, or remove that one",
-            )
+            told = f"with {name} {found.get(name)!r}, and the job has {value!r}"
+            yield _packed_otherwise(folder, told)
             return
+    try:
+        template = load_template(config.model.hf_assets_path, config.sft.chat_template)
+    except ValueError as error:
+        yield "sft.chat_template", f"is what is packed with; {error}"
+        return
+    if manifest["chat_template"]["sha256"] != template.sha256:
+        told = f"with another chat template than that of {template.origin}, which the job has"
+        yield _packed_otherwise(folder, told)
+    try:
+        inputs = [(one.path, one.num_bytes) for one in find_inputs(config.sft.data)]
+    except ValueError as error:
+        yield "sft.data", f"is what is packed; {error}"
+        return
+    # Hashing them at every start, on every rank, would take long: run_train.sh does so once.
+    packed = [(one["path"], one["bytes"]) for one in manifest["inputs"]]
+    if packed != inputs:
+        yield _packed_otherwise(folder, f"of {_told(packed)}, and the job has {_told(inputs)}")
+
+
+def _told(inputs: list[tuple[str, int]]) -> str:
+    """Return a listing of files in a few words."""
+    path, _ = inputs[0]
+    more = f" and {len(inputs) - 1} more" if len(inputs) > 1 else ""
+    return f"{path}{more} ({sum(size for _, size in inputs):,} bytes)"
+
+
+def _packed_otherwise(folder: Path, how: str) -> tuple[str, str]:
+    told = f"is {str(folder)!r}; it is packed {how}: name another folder, or remove that one"
+    return "training.dataset_path", told

@@ -194,6 +194,40 @@ def test_what_was_packed_otherwise_is_not_read(job: list[str], capsys):
     assert "holds a source of other settings (chat)" in capsys.readouterr().err
 
 
+def test_what_is_packed_of_other_files_or_a_template_is_not_read(
+    job: list[str], tmp_path: Path, capsys
+):
+    assert check_config.main(["--world-size", "2", *job]) == 0
+    load_config(job, 2)
+    packed = f"training.dataset_path is '{tmp_path}/packed'; it is packed"
+    (tmp_path / "own.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+
+    def refused(*settings: str) -> str:
+        with pytest.raises(ValueError, match=re.escape(packed)) as raised:
+            load_config([*job, *settings], 2)
+        return str(raised.value).partition(f"{packed} ")[2]
+
+    told = refused(f"--sft.chat_template={tmp_path}/own.jinja")
+    assert told == (
+        f"with another chat template than that of {tmp_path}/own.jinja, which the job has: name "
+        "another folder, or remove that one"
+    )
+    size = (tmp_path / "chat.jsonl").stat().st_size
+    of = f"of {tmp_path}/chat.jsonl ({size:,} bytes), and the job has"
+    write_conversations(tmp_path / "other.json", [("the cat", "the rat")])
+    added = size + (tmp_path / "other.json").stat().st_size
+    more = f"--sft.data={tmp_path}/chat.jsonl,{tmp_path}/other.json"
+    assert refused(more).startswith(
+        f"{of} {tmp_path}/chat.jsonl and 1 more ({added:,} bytes): name another folder"
+    )
+    with (tmp_path / "chat.jsonl").open("a") as file:
+        file.write("\n")
+    assert refused().startswith(f"{of} {tmp_path}/chat.jsonl ({size + 1:,} bytes): name another")
+    (tmp_path / "chat.jsonl").unlink()
+    with pytest.raises(ValueError, match=r"sft\.data is what is packed; .*: matches no file"):
+        load_config(job, 2)
+
+
 def test_a_job_is_not_started_without_its_packed_data(job: list[str]):
     with pytest.raises(ValueError, match=r"not packed there yet: run_train\.sh does so"):
         load_config([*job, "--training.steps=3"], 2)
