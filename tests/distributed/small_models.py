@@ -47,6 +47,14 @@ def write_model(folder: Path, model: Motif2Model, max_bytes: int = 1 << 30) -> P
     return folder
 
 
+def write_with_tokenizer(folder: Path, model: Motif2Model, tokenizer: Path) -> Path:
+    """Write a model in float32, as one that is published: its tokenizer beside it."""
+    write_model(folder, model.float())
+    for file in tokenizer.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
 def overrides(args: Motif2ModelArgs) -> str:
     """Return the [model.args] of a job that has this network, over the debug flavor."""
     base = dataclasses.asdict(Motif2ModelArgs())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_models import overrides, random_model, write_model
+from small_models import overrides, random_model, write_model, write_with_tokenizer
 
 import titan_motif.device  # noqa: F401
 
@@ -317,10 +317,7 @@ def test_what_training_keeps_in_float32_stays_so(tmp_path: Path):
 
 @pytest.fixture
 def folder(tmp_path: Path, tokenizer_folder: Path) -> Path:
-    folder = write_model(tmp_path / "model", network("grouped").float())
-    for file in tokenizer_folder.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
-    return folder
+    return write_with_tokenizer(tmp_path / "model", network("grouped"), tokenizer_folder)
 
 
 def generate(folder: Path, *more: str) -> int:
