@@ -19,6 +19,7 @@ from titan_motif.components.sft.conversations import Message
 from titan_motif.evaluation.chat import ChatPrompts, check_text
 from titan_motif.evaluation.continuation import Continuation, Speed, continue_prompts
 from titan_motif.evaluation.loading import (
+    check_vocabulary,
     dtype_named,
     load_model,
     newest_step,
@@ -89,11 +90,7 @@ def main(options: Options) -> None:
     model = load_model(
         options.checkpoint, options.config, device, dtype_named(options.dtype, device)
     )
-    if tokenizer.vocab_size > model.model_args.vocab_size:
-        raise ValueError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size} entries; the network knows "
-            f"{model.model_args.vocab_size}"
-        )
+    check_vocabulary(tokenizer, folder, model.model_args)
     generator = _Generator(options, model, tokenizer, prompter.stop_tokens)
     entries = generator.continue_all(texts, prompts) if texts else _converse(prompter, generator)
     found: list[dict[str, Any]] = []

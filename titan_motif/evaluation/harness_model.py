@@ -26,9 +26,10 @@ from tqdm import tqdm
 
 from titan_motif.components.curriculum.tokenizer import load_tokenizer
 from titan_motif.components.sft.conversations import Conversation, Message
-from titan_motif.components.sft.template import load_template
+from titan_motif.components.sft.template import ChatTemplate
 from titan_motif.evaluation.chat import ChatPrompts
 from titan_motif.evaluation.continuation import continue_prompts
+from titan_motif.evaluation.loading import check_vocabulary
 from titan_motif.evaluation.next_token import Sampling
 from titan_motif.evaluation.ranks import Ranks
 from titan_motif.evaluation.scoring import Pair, progress, score
@@ -85,19 +86,16 @@ class HarnessModel(TemplateLM):
 
     def _load_tokenizer(self, is_chat: bool) -> None:
         loaded = load_tokenizer(self.folder)
-        if loaded.vocab_size > self.model.model_args.vocab_size:
-            raise ValueError(
-                f"{self.folder}: the tokenizer has {loaded.vocab_size} entries; the network knows "
-                f"{self.model.model_args.vocab_size}"
-            )
+        check_vocabulary(loaded, self.folder, self.model.model_args)
         self._tokenizer, self._end = loaded.tokenizer, loaded.end_id
         # As transformers reads it, and as a chat template needs it.
         self._tokenizer.encode_special_tokens = False
         self._prefix = _beginning(self.folder, self._tokenizer.token_to_id, self._end)
-        self._template = load_template(self.folder) if is_chat else None
+        self._template: ChatTemplate | None = None
         self._stops = {self._end}
         if is_chat:
-            end_of_turn = ChatPrompts(self.folder).end_of_turn()
+            chat = ChatPrompts(self.folder)
+            self._template, end_of_turn = chat.template, chat.end_of_turn()
             self._stops |= set() if end_of_turn is None else {end_of_turn}
 
     # ---- tokens
@@ -135,11 +133,11 @@ class HarnessModel(TemplateLM):
 
         Raises: ValueError, one line, for what the template refuses
         """
-        template = self._template or load_template(self.folder)
+        assert self._template is not None  # the harness asks for conversations in a chat alone
         if add_generation_prompt:
-            return template.prompt(Conversation(chat_history))
+            return self._template.prompt(Conversation(chat_history))
         content = str(chat_history[-1]["content"]).rstrip()
-        text, _ = template.render(Conversation(chat_history))
+        text, _ = self._template.render(Conversation(chat_history))
         before, found, _ = text.rpartition(content)
         return before + found
 

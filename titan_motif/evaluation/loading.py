@@ -110,6 +110,15 @@ def tokenizer_of(path: str | Path, chosen: str | Path | None = None) -> Document
     return load_tokenizer(tokenizer_folder_of(path, chosen))
 
 
+def check_vocabulary(tokenizer: DocumentTokenizer, folder: Path, args: Motif2ModelArgs) -> None:
+    """Raise ValueError, one line, if a tokenizer has more entries than a network."""
+    if tokenizer.vocab_size > args.vocab_size:
+        raise ValueError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} entries; the network knows "
+            f"{args.vocab_size}"
+        )
+
+
 def _with_tokenizer(folder: Path, named_by: str) -> Path:
     if not (folder / "tokenizer.json").is_file():
         raise ValueError(

@@ -11,7 +11,6 @@ from rich.progress import track
 from torch import Tensor
 
 from titan_motif.model import Motif2Model
-from titan_motif.model.attention import rotation_at
 
 PROJECTED_TOKENS = 1024
 """Positions whose logits are held at once: 0.9 GB in float32 for a vocabulary of 219,520."""
@@ -107,7 +106,7 @@ def _score_batch(
     for place, tokens in continuations:
         places += [place] * len(tokens)
         positions += range(len(rows[place]) - len(tokens), len(rows[place]))
-    h = hidden_states(model, padded.to(device))
+    h = model.hidden_states(padded.to(device))
     h = h[torch.tensor(places, device=device), torch.tensor(positions, device=device)]
     targets = torch.tensor([t for _, tokens in continuations for t in tokens], device=device)
     log_probabilities, is_likeliest = _of_targets(model, h, targets)
@@ -118,21 +117,6 @@ def _score_batch(
         scores.append(Score(likelihood, bool(is_likeliest[part].all())))
         begin += len(tokens)
     return scores
-
-
-def hidden_states(model: Motif2Model, tokens: Tensor) -> Tensor:
-    """Return what the output projection takes: (batch, seq) integers -> (batch, seq, dim).
-
-    It is Motif2Model.forward up to the projection, whose logits would not fit where only a few
-    positions are asked for.
-    """
-    args, scalars = model.model_args, model.scalars()
-    positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
-    rotation = rotation_at(positions, args.head_dim, args.rope_theta, scalars.lam.dtype)
-    h = model.tok_embeddings(tokens)
-    for layer, block in enumerate(model.layers.values()):
-        h, _ = block(h, rotation, scalars.of_layer(layer), None, None)
-    return model.norm(h)
 
 
 def _of_targets(

@@ -98,6 +98,18 @@ class Motif2Model(ModelProtocol):
         A token attends to its own document: the run of equal ids that it lies in. The loss is
         computed in here because outside the output projection's weight is sharded.
         """
+        h = self.hidden_states(tokens, positions, document_ids)
+        if self.output is None:
+            return project(h, self.tok_embeddings.weight, labels, self.loss)
+        return self.output(h, labels=labels)
+
+    def hidden_states(
+        self,
+        tokens: Tensor,  # (batch, seq) integers
+        positions: Tensor | None = None,
+        document_ids: Tensor | None = None,
+    ) -> Tensor:  # (batch, seq, dim)
+        """Return what the output projection takes; the arguments are `forward`'s."""
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
         scalars = self.scalars()
@@ -114,10 +126,7 @@ class Motif2Model(ModelProtocol):
             seen.append(statistics)
         if is_recording:
             record.add(seen, scalars.lam)
-        h = self.norm(h)
-        if self.output is None:
-            return project(h, self.tok_embeddings.weight, labels, self.loss)
-        return self.output(h, labels=labels)
+        return self.norm(h)
 
 
 def parameter_shapes(args: Motif2ModelArgs) -> dict[str, tuple[int, ...]]:

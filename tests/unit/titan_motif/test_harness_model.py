@@ -19,7 +19,7 @@ from titan_motif.evaluation import scoring
 from titan_motif.evaluation.continuation import continue_prompts
 from titan_motif.evaluation.loading import load_model
 from titan_motif.evaluation.next_token import Sampling
-from titan_motif.evaluation.scoring import hidden_states, score
+from titan_motif.evaluation.scoring import score
 from titan_motif.model import Motif2Model, Motif2ModelArgs
 
 ARGS = Motif2ModelArgs(
@@ -89,18 +89,18 @@ def test_scores_are_those_of_the_whole_forward_pass(args, batch_size: int, monke
 def test_hidden_states_end_in_the_forward_passs_logits():
     model = random_model(ARGS).eval()
     tokens = torch.randint(300, (2, 17))
-    logits = hidden_states(model, tokens) @ model.output.weight.T
+    logits = model.hidden_states(tokens) @ model.output.weight.T
     assert torch.equal(logits, model(tokens))
 
 
 def test_choices_of_one_token_share_a_pass(monkeypatch):
     model, passes = random_model(ARGS).eval(), []
 
-    def counting(model: Motif2Model, tokens: torch.Tensor) -> torch.Tensor:
+    def counting(tokens: torch.Tensor) -> torch.Tensor:
         passes.append(tuple(tokens.shape))
-        return hidden_states(model, tokens)
+        return Motif2Model.hidden_states(model, tokens)
 
-    monkeypatch.setattr(scoring, "hidden_states", counting)
+    monkeypatch.setattr(model, "hidden_states", counting)
     score(model, [([5, 9, 7], [token]) for token in range(20)] + [([5, 9], [7, 8])], 8, 64)
     assert passes == [(1, 3)]
 
