@@ -46,7 +46,7 @@ LAYER_CURVES = ("attention_lambda", "attention_noise_over_signal", "attention_ma
 DATA = DataSettings(
     text_megabytes=200,
     has_packages=True,
-    task_documents=105_000,
+    task_documents=130_000,
     vocab_size=8192,
     tokenizer_megabytes=30,
 )

@@ -29,11 +29,12 @@ head's output. The standard arm has no lambda and no norm on its heads. Noise he
 projection are paid for by a narrower feed-forward layer, so that all matrices together are equally
 large. Ratio 3 has 8 noise heads, which cannot share 6 key heads: it has 8."""
 TASK_TEXT = """\
-Retrieval: 24 facts such as "the red box holds 42 and opens blue jar." in any order, each key
-sharing its colour and its thing with others; asked is the number at the end of 1 to 4 lookups, from
-key to key. A guess among the numbers is right in 4%. Arithmetic: two chains of assignments among
-each other, modulo 20; asked is the end of one, 1 to 5 small sums away. A guess is right in 5%. An
-answer is one number; nothing that is asked about is ever trained on."""
+Retrieval: 32 entries such as "the red box gets 42." in any order, under 32, 16, 8 or 4 keys that
+share their colours and their things; asked is the first, second, ... entry of a key. A guess among
+a key's 1, 2, 4 or 8 values is right in 100%, 50%, 25% or 12.5%. Arithmetic: two chains of
+assignments such as "let b = a + 37" among each other, modulo 100; asked is every value on the way
+along one of 1 to 8 steps, and an answer is right if all are. Nothing that is asked about is ever
+trained on."""
 
 
 def gda_page(

@@ -1,8 +1,9 @@
-"""Generated tasks with exact answers: retrieval in several hops, arithmetic in several steps.
+"""Generated tasks with exact answers: retrieval among distractors, arithmetic in several steps.
 
-Each asks for one lookup after another among confusable others, and for little else: what a lookup
-finds is a number to tell, or one below 20 to add to. A word before keys and letters lets them be
-the same token everywhere.
+Models of this size, after 300M tokens, find any one fact among 32 without a fault, and none by a
+key that another fact tells: what is asked takes one lookup at a time, and differs in how alike the
+distractors are, and in how many lookups and sums have to be right one after the other. A word
+before keys and letters lets them be the same token everywhere.
 
 A problem is a context and questions about it. Which problems are held out follows from a hash of
 the context alone, so that nothing that is learnt from has a context that is asked about later.
@@ -19,16 +20,15 @@ from typing import NamedTuple
 COLOURS = ("red", "blue", "green", "black", "white", "yellow", "brown", "grey")
 THINGS = ("box", "bag", "jar", "case", "drawer", "basket", "chest", "tin")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-NUM_COLOURS, NUM_THINGS, NUM_FACTS = 5, 5, 24
-"""Of a context: nearly all pairs of a colour and a thing are keys, so that each shares its colour
-with about four others, and its thing with as many."""
-MAX_HOPS = 4
-MODULUS = 20
-"""Of all results: one-step sums are few enough to be learnt."""
+NUM_COLOURS, NUM_THINGS, NUM_FACTS = 6, 6, 32
+"""Of a context: where every key has one entry, nearly all pairs of a colour and a thing are keys,
+so that each shares its colour with about five others, and its thing with as many."""
+MODULUS = 100
+"""Of all results."""
 
-RETRIEVAL_QUESTIONS, ARITHMETIC_QUESTIONS = 26, 6
-"""Of a context that is learnt from: most of what a model reads of a task is not to be foretold, and
-answers are. Of one that is held out, the first is asked."""
+RETRIEVAL_QUESTIONS = 24
+"""Of a context that is learnt from, at most: most of what a model reads of a task is not to be
+foretold, and answers are. Of one that is held out, the first is asked."""
 _HELD_OUT = 32
 """Of 256 values of the hash's first byte: one context in eight."""
 
@@ -58,7 +58,7 @@ class Task(NamedTuple):
     """What a difficulty counts."""
     difficulties: tuple[int, ...]
     draw: Callable[[random.Random, int], Problem]
-    """Problem of a difficulty, which its first question has."""
+    """Problem of a difficulty."""
     problems_per_document: int
     """No more than there are difficulties."""
 
@@ -83,64 +83,59 @@ class Task(NamedTuple):
         return list(found.values())
 
 
-def draw_retrieval(draw: random.Random, num_hops: int) -> Problem:
-    """Return facts, each of a key: a number and the next key; ask what is so many keys on.
+def draw_retrieval(draw: random.Random, num_entries: int) -> Problem:
+    """Return entries under keys, `num_entries` for each; ask for the first, second, ... of a key.
 
-    The keys' links are one circle, told in any order, so that every hop is a lookup among all
-    facts. The first question is of `num_hops` lookups, the others of 1 to MAX_HOPS.
+    All entries stand in any order. The key tells them from those of keys that share its colour or
+    its thing, and their order from each other: a guess among a key's own is right once in
+    `num_entries`.
     """
+    num_keys = NUM_FACTS // num_entries
     colours, things = draw.sample(COLOURS, NUM_COLOURS), draw.sample(THINGS, NUM_THINGS)
-    keys = draw.sample(list(product(colours, things)), NUM_FACTS)  # in the order of the circle
-    values = draw.sample(range(10, 100), NUM_FACTS)
-    facts = []
-    for number, ((colour, thing), value) in enumerate(zip(keys, values, strict=True)):
-        next_colour, next_thing = keys[(number + 1) % NUM_FACTS]
-        facts.append(f"the {colour} {thing} holds {value} and opens {next_colour} {next_thing}.\n")
-    draw.shuffle(facts)
-    possible = list(product(range(1, MAX_HOPS + 1), range(NUM_FACTS)))
-    first = num_hops, draw.randrange(NUM_FACTS)
-    possible.remove(first)
-    questions = []
-    for hops, number in (first, *draw.sample(possible, RETRIEVAL_QUESTIONS - 1)):
-        colour, thing = keys[number]
-        found = values[(number + hops - 1) % NUM_FACTS]
-        questions.append((f"open {hops} from {colour} {thing}:", f" {found}."))
-    return Problem("".join(facts), tuple(questions))
+    keys = [f"{c} {t}" for c, t in draw.sample(list(product(colours, things)), num_keys)]
+    entries = list(zip(keys * num_entries, draw.sample(range(10, 100), NUM_FACTS), strict=True))
+    draw.shuffle(entries)
+    values: dict[str, list[int]] = {key: [] for key in keys}
+    for key, value in entries:
+        values[key].append(value)
+    context = "".join(f"the {key} gets {value}.\n" for key, value in entries)
+    possible = list(product(keys, range(num_entries)))
+    asked = draw.sample(possible, min(RETRIEVAL_QUESTIONS, len(possible)))
+    questions = ((f"entry {n + 1} of {key}:", f" {values[key][n]}.") for key, n in asked)
+    return Problem(context, tuple(questions))
 
 
 def draw_arithmetic(draw: random.Random, num_steps: int) -> Problem:
-    """Return two chains of assignments among each other; the first questions are the chains' ends.
+    """Return two chains of assignments among each other; ask to work out each from its beginning.
 
-    A step adds or takes away 1 to 9; all results are modulo MODULUS. The other questions are of
-    any letters before the ends.
+    An answer has the value of every letter on the way, so that each needs one lookup and one sum;
+    it is right if all are. A step adds or takes away 1 to 99, modulo MODULUS.
     """
     half = num_steps + 1
     letters = draw.sample(LETTERS, 2 * half)
-    lines, values = [], {}
+    lines, questions = [], []
     for chain in (letters[:half], letters[half:]):
-        told, value, before = [], draw.randrange(MODULUS), ""
+        told, worked, value, before = [], [], draw.randrange(MODULUS), ""
         for letter in chain:
             if before:
-                sign, number = draw.choice("+-"), draw.randint(1, 9)
+                sign, number = draw.choice("+-"), draw.randrange(1, MODULUS)
                 value = (value + (number if sign == "+" else -number)) % MODULUS
                 told.append(f"let {letter} = {before} {sign} {number}\n")
             else:
                 told.append(f"let {letter} = {value}\n")
-            values[letter], before = value, letter
+            worked.append(f" {letter} is {value}")
+            before = letter
         lines.append(iter(told))
+        questions.append((f"from {chain[0]} to {chain[-1]}:", ",".join(worked) + "."))
     order = [0] * half + [1] * half
     draw.shuffle(order)
     context = f"mod {MODULUS}\n" + "".join(next(lines[number]) for number in order)
-    ends = [letters[num_steps], letters[-1]]
-    others = [letter for letter in letters if letter not in ends]
-    asked = ends + draw.sample(others, min(ARITHMETIC_QUESTIONS - 2, len(others)))
-    questions = ((f"find {letter}:", f" {values[letter]}.") for letter in asked)
     return Problem(context, tuple(questions))
 
 
 TASKS = (
-    Task("retrieval", "hops", tuple(range(1, MAX_HOPS + 1)), draw_retrieval, 1),
-    Task("arithmetic", "steps", (1, 2, 3, 4, 5), draw_arithmetic, 5),
+    Task("retrieval", "values", (1, 2, 4, 8), draw_retrieval, 1),
+    Task("arithmetic", "steps", (1, 2, 4, 8), draw_arithmetic, 4),
 )
 
 

@@ -38,7 +38,7 @@ def test_data_of_other_settings_are_refused(tmp_path, changes):
 def test_data_of_other_generators_are_refused(tmp_path, monkeypatch):
     """A constant of the tasks that nobody wrote into the settings."""
     write_record(tmp_path)
-    monkeypatch.setattr(tasks, "NUM_FACTS", 20)
+    monkeypatch.setattr(tasks, "NUM_FACTS", 24)
     monkeypatch.setattr(tasks, "RETRIEVAL_QUESTIONS", 10)
     with pytest.raises(ValueError, match="its data are of tasks_sha256"):
         prepare_data(tmp_path, SETTINGS)

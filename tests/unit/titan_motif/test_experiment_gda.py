@@ -64,8 +64,8 @@ def test_page_has_arms_data_and_training():
         "text loss",
         "retrieval loss",
         "arithmetic loss",
-        "retrieval, 1 hop",
-        "retrieval, 2 hops",
+        "retrieval, 1 value",
+        "retrieval, 2 values",
     ]
     row = {"accuracy": {"retrieval": {"1": 250}}, "validation_losses": {"text": 1.5}}
     assert page.measures[0].value_of(row) == 1.5
