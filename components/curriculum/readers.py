@@ -16,12 +16,14 @@ from typing import Any, NamedTuple
 
 from titan_motif.components.curriculum import tables
 from titan_motif.components.curriculum.units import (
+    TOO_DEEP,
     UNIT_BYTES,
     BadLine,
     Document,
     Unit,
     field_problem,
     licence_of,
+    nesting_problem,
     text_problem,
 )
 
@@ -32,6 +34,10 @@ SUFFIXES = {
     "text": (".txt", ".md", ".rst"),
 }
 FORMATS = ("auto", *SUFFIXES, "huggingface")
+
+
+_MARK_OF_UTF_8 = b"\xef\xbb\xbf"
+"""Some editors put it at the beginning of a file."""
 
 
 class Input(NamedTuple):
@@ -125,8 +131,9 @@ def read_rows(one: Input) -> Iterator[tuple[int, dict[str, Any]] | BadLine]:
     for number, line in enumerate(_lines(Unit("jsonl", (one.path,), 0, one.num_bytes, 0)), 1):
         if line.strip():
             row = _parse_row(line)
-            is_bad = isinstance(row, str)
-            yield BadLine(one.path, number, row, _excerpt(line)) if is_bad else (number, row)
+            problem = row if isinstance(row, str) else nesting_problem(row)
+            bad = None if problem is None else BadLine(one.path, number, problem, _excerpt(line))
+            yield bad or (number, row)
 
 
 def _expand(name: str, format_: str) -> Iterator[Input]:
@@ -234,7 +241,8 @@ def _lines(unit: Unit) -> Iterator[bytes]:
     if path.suffix == ".gz":
         try:
             with gzip.open(path, "rb") as file:
-                yield from file
+                for number, line in enumerate(file):
+                    yield line.removeprefix(_MARK_OF_UTF_8) if number == 0 else line
         except (EOFError, OSError, zlib.error) as error:
             raise ValueError(f"{path}: cannot be read as gzip ({error})") from None
         return
@@ -244,8 +252,7 @@ def _lines(unit: Unit) -> Iterator[bytes]:
         for line in file:
             if position >= unit.end:
                 return
-            # A mark of UTF-8, which some editors put at the beginning of a file.
-            yield line.removeprefix(b"\xef\xbb\xbf") if position == 0 else line
+            yield line.removeprefix(_MARK_OF_UTF_8) if position == 0 else line
             position += len(line)
 
 
@@ -278,7 +285,9 @@ def _parse_row(line: bytes) -> dict[str, Any] | str:
         return f"not UTF-8 ({error.reason} at byte {error.start})"
     except json.JSONDecodeError as error:
         return f"broken JSON ({error.msg.removesuffix(' at')} at column {error.colno})"
-    except (ValueError, RecursionError) as error:  # a number too long, nested too deeply
+    except RecursionError:
+        return TOO_DEEP
+    except ValueError as error:  # a number too long
         return f"broken JSON ({error})"
     if not isinstance(row, dict):
         return f"not an object, but {type(row).__name__}"

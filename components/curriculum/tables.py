@@ -100,7 +100,8 @@ def read_rows(unit: Unit, text_field: str, licence_field: str) -> Iterator[Docum
 def read_whole_rows(format_: str, path: Path) -> Iterator[tuple[int, dict[str, Any]] | BadLine]:
     """Yield all rows of a table with all their fields, numbered from 1.
 
-    What a row does not have is not told from null in a table: such fields are left out.
+    What a row does not have is not told from null in a table: such fields are left out. A map is
+    an object, as in JSON.
     """
     plan = {"parquet": plan_parquet, "arrow": plan_arrow, "huggingface": plan_dataset}[format_]
     batches = {"parquet": _parquet_batches, "arrow": _arrow_batches, "huggingface": _dataset_rows}
@@ -114,17 +115,28 @@ def read_whole_rows(format_: str, path: Path) -> Iterator[tuple[int, dict[str, A
                     reason = f"not UTF-8 ({error.reason}), in one of {batch.num_rows} rows"
                     yield BadLine(str(path), number + 1, reason, "")
                     rows = []
+                kind = pa.struct(list(batch.schema))
                 for offset, row in enumerate(rows, start=1):
-                    yield number + offset, _without_null(row)
+                    yield number + offset, _as_json(row, kind)
                 number += batch.num_rows
     except (pa.ArrowException, OSError) as error:
         raise _broken(path, f"a file of {format_}", error) from None
 
 
-def _without_null(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _without_null(inner) for name, inner in value.items() if inner is not None}
-    return [_without_null(inner) for inner in value] if isinstance(value, list) else value
+def _as_json(value: Any, kind: pa.DataType) -> Any:
+    """Return a value as JSON would hold it: pyarrow's maps are lists of pairs."""
+    if value is None:
+        return None
+    if pa.types.is_struct(kind):
+        inner = ((field.name, field.type) for field in kind)
+        return {
+            name: _as_json(value[name], type_) for name, type_ in inner if value[name] is not None
+        }
+    if pa.types.is_map(kind):
+        return {key: _as_json(inner, kind.item_type) for key, inner in value}
+    if isinstance(value, list) and hasattr(kind, "value_type"):
+        return [_as_json(inner, kind.value_type) for inner in value]
+    return value
 
 
 def _document(

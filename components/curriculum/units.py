@@ -7,6 +7,11 @@ UNIT_BYTES = 8_000_000
 """About how much text a unit holds: seconds of work, so that a kill loses little."""
 
 
+MAX_NESTING = 100
+"""Objects and lists within one another, of a row."""
+TOO_DEEP = f"nested more than {MAX_NESTING} deep"
+
+
 class Unit(NamedTuple):
     """A part of the inputs that is read, tokenised and kept as one."""
 
@@ -46,7 +51,22 @@ class BadLine(NamedTuple):
 def field_problem(fields: list[str], name: str) -> str:
     """Return why a row has no document, the fields that it has named."""
     shown = shorten(", ".join(fields), 200, placeholder=" ...") or "none"
+    shown = shown.encode(errors="backslashreplace").decode()
     return f"no field {name!r}; its fields are {shown}"
+
+
+def nesting_problem(value: object) -> str | None:
+    """Return what is wrong with how deep a value is nested, None if nothing is.
+
+    Whatever walks over it later (JSON, templates, what compares rows) has a limit of its own.
+    """
+    level = [value] if isinstance(value, dict | list | tuple) else []
+    for _ in range(MAX_NESTING):
+        inside = (outer.values() if isinstance(outer, dict) else outer for outer in level)
+        level = [x for inner in inside for x in inner if isinstance(x, dict | list | tuple)]
+        if not level:
+            return None
+    return TOO_DEEP
 
 
 def text_problem(text: object, name: str) -> str | None:

@@ -13,11 +13,20 @@ import json
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
-from titan_motif.components.curriculum.units import field_problem, text_problem
+from titan_motif.components.curriculum.units import (
+    TOO_DEEP,
+    field_problem,
+    nesting_problem,
+    text_problem,
+)
 
 ROLES = ("system", "user", "assistant", "tool")
 REASONING = ("reasoning_content", "reasoning", "thinking")
 """Names of the field in use; templates are given the first."""
+
+MARKS = ("\ufdd0", "\ufdd1")
+"""Before and after what the assistant wrote, in what a template renders until the places are known:
+Unicode reserves them for a program's own use, so that no text has to have them."""
 
 Message = dict[str, Any]
 
@@ -33,7 +42,7 @@ def read_conversation(
     row: dict[str, Any], reasoning: Literal["keep", "drop"] = "keep", field: str = "messages"
 ) -> Conversation | str:
     """Return the conversation of a row, or in words why it holds none."""
-    if field not in row or row[field] is None:
+    if field not in row:
         return field_problem(list(row), field)
     messages = row[field]
     if not isinstance(messages, list):
@@ -47,7 +56,13 @@ def read_conversation(
     problem = _order_problem(messages) or _tools_problem(row.get("tools"))
     if problem is not None:
         return problem
-    return Conversation([_clean(message, reasoning) for message in messages], row.get("tools"))
+    cleaned = [_clean(message, reasoning) for message in messages]
+    for number, message in enumerate(cleaned, start=1):
+        if (mark := mark_in(message)) is not None:
+            return f"message {number} has {mark}"
+    if (mark := mark_in(row.get("tools"))) is not None:
+        return f"the field 'tools' has {mark}"
+    return Conversation(cleaned, row.get("tools"))
 
 
 def special_token_in(conversation: Conversation, special_tokens: frozenset[str]) -> str | None:
@@ -65,15 +80,26 @@ def special_token_in(conversation: Conversation, special_tokens: frozenset[str])
     return None
 
 
+def mark_in(value: Any) -> str | None:
+    """Return which of the marks a text within a value holds, in words; None if none does.
+
+    The text would mark itself as learnt, and lose the characters.
+    """
+    for text in _texts(value):
+        for mark in MARKS:
+            if mark in text:
+                return f"U+{ord(mark):04X}, which is no character: what is learnt is marked with it"
+    return None
+
+
 def _texts(value: Any) -> Iterator[str]:
     """Yield all texts within a value, keys too: a template may print them."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
         for key, inner in value.items():
-            yield key
-            yield from _texts(inner)
-    elif isinstance(value, list):
+            yield from _texts([key, inner])
+    elif isinstance(value, list | tuple):  # a map of a table is a list of pairs
         for inner in value:
             yield from _texts(inner)
 
@@ -115,13 +141,18 @@ def _calls_problem(calls: Any) -> str | None:
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             return "has a tool call without a function's name"
         arguments = function.get("arguments", {})
+        called = f"calls {function['name']!a}"
         if isinstance(arguments, str):
             try:
                 arguments = json.loads(arguments)
-            except (ValueError, RecursionError):
-                return f"calls {function['name']} with arguments that are no JSON"
+            except RecursionError:
+                return f"{called} with arguments {TOO_DEEP}"
+            except ValueError:
+                return f"{called} with arguments that are no JSON"
         if not isinstance(arguments, dict):
-            return f"calls {function['name']} with {_kind(arguments)}; an object is needed"
+            return f"{called} with {_kind(arguments)}; an object is needed"
+        if (problem := nesting_problem(arguments)) is not None:
+            return f"{called} with arguments {problem}"
         problems = (text_problem(text, "tool_calls") for text in _texts([call, arguments]))
         problem = next(filter(None, problems), None)
         if problem is not None:
@@ -175,11 +206,15 @@ def _clean(message: Message, reasoning: str) -> Message:
 
 
 def _clean_call(call: dict[str, Any]) -> dict[str, Any]:
-    function = call.get("function", call)
+    """Return a call with its function in a field of its own, and what else it has, its id too."""
+    if "function" not in call:
+        own = {name: call[name] for name in ("name", "arguments") if name in call}
+        call = {name: value for name, value in call.items() if name not in own} | {"function": own}
+    function = call["function"]
     arguments = function.get("arguments", {})
     if isinstance(arguments, str):
         arguments = json.loads(arguments)
-    return {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
+    return {**call, "type": "function", "function": {**function, "arguments": arguments}}
 
 
 def _kind(value: Any) -> str:

@@ -224,8 +224,9 @@ def compared_words(conversation: Conversation) -> list[str]:
     for message in conversation.messages:
         if message["role"] != "system":
             texts += [message.get(REASONING[0], ""), message["content"]]
-            if message.get("tool_calls"):
-                texts.append(json.dumps(message["tool_calls"], ensure_ascii=False))
+            if message.get("tool_calls"):  # without their ids, which chance has made
+                called = [call["function"] for call in message["tool_calls"]]
+                texts.append(json.dumps(called, ensure_ascii=False, default=str))
     return words_of(normalized("\n".join(texts)))
 
 

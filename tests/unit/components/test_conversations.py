@@ -54,6 +54,26 @@ def test_a_conversation_is_read_as_templates_expect_it():
     assert read_conversation({"chat": [ASK, ANSWER]}, field="chat") == Conversation([ASK, ANSWER])
 
 
+def test_calls_keep_what_they_have_beside_name_and_arguments():
+    nested = {"id": "1", "function": {"arguments": '{"a": 1}', "name": "add", "strict": True}}
+    flat = {"id": "2", "name": "add", "index": 0}
+    answer = {"role": "assistant", "content": "", "tool_calls": [nested, flat]}
+    found = read_conversation({"messages": [ASK, answer]})
+    assert found.messages[1]["tool_calls"] == [
+        {
+            "id": "1",
+            "type": "function",
+            "function": {"arguments": {"a": 1}, "name": "add", "strict": True},
+        },
+        {
+            "id": "2",
+            "index": 0,
+            "type": "function",
+            "function": {"name": "add", "arguments": {}},
+        },
+    ]
+
+
 def test_empty_turns_and_several_systems_are_conversations():
     system = {"role": "system", "content": ""}
     empty = [system, {"role": "user", "content": ""}, {"role": "assistant", "content": ""}, system]
@@ -70,6 +90,19 @@ def of(*messages: object) -> dict:
     ("row", "reason"),
     [
         ({"text": "2 + 2 = 4"}, "no field 'messages'; its fields are text"),
+        ({"\ud800": 1}, "no field 'messages'; its fields are \\ud800"),
+        ({"messages": None}, "the field 'messages' is null; a list of messages is needed"),
+        (
+            of({"role": "user", "content": "a\ufdd0b"}, ANSWER),
+            "message 1 has U+FDD0, which is no character: what is learnt is marked with it",
+        ),
+        (of(ASK, ANSWER | {"reasoning": "\ufdd0\ufdd1"}), "message 2 has U+FDD0, which is no"),
+        (of(ASK, ANSWER | {"name": ("\ufdd1",)}), "message 2 has U+FDD1, which is no character"),
+        (
+            of(ASK, ANSWER | {"tool_calls": [{"name": "f", "arguments": r'{"a": "\ufdd0"}'}]}),
+            "message 2 has U+FDD0, which is no character",
+        ),
+        (of(ASK, ANSWER) | {"tools": [{"\ufdd1": 1}]}, "the field 'tools' has U+FDD1, which is no"),
         ({"messages": "2 + 2?"}, "the field 'messages' is str; a list of messages is needed"),
         (of(), "the field 'messages' is empty"),
         (of(ASK, "4"), "message 2 is str; an object with role and content is needed"),
@@ -104,15 +137,31 @@ def of(*messages: object) -> dict:
         ),
         (
             of(ASK, ANSWER | {"tool_calls": [{"function": {"name": "f", "arguments": "{a"}}]}),
-            "message 2 calls f with arguments that are no JSON",
+            "message 2 calls 'f' with arguments that are no JSON",
         ),
         (
             of(ASK, ANSWER | {"tool_calls": [{"function": {"name": "f", "arguments": [1]}}]}),
-            "message 2 calls f with list; an object is needed",
+            "message 2 calls 'f' with list; an object is needed",
         ),
         (
             of(ASK, ANSWER | {"tool_calls": [{"function": {"name": "f\udc00"}}]}),
             "the field 'tool_calls' has half of a surrogate pair",
+        ),
+        (
+            of(ASK, ANSWER | {"tool_calls": [{"function": {"name": "\ud800", "arguments": "{"}}]}),
+            "message 2 calls '\\ud800' with arguments that are no JSON",
+        ),
+        (
+            of(ASK, ANSWER | {"tool_calls": [{"name": "f", "arguments": f'{{"a": {"[" * 200}'}]}),
+            "message 2 calls 'f' with arguments that are no JSON",
+        ),
+        (
+            of(
+                ASK,
+                ANSWER
+                | {"tool_calls": [{"name": "f", "arguments": f'{{"a": {"[" * 200}{"]" * 200}}}'}]},
+            ),
+            "message 2 calls 'f' with arguments nested more than 100 deep",
         ),
         (of(ASK, ANSWER | {"thinking": 5}), "the field 'thinking' is int; text is needed"),
         (of(ASK | {"reasoning": "Hm."}, ANSWER), "message 1 has reasoning, and its role is user"),
@@ -135,6 +184,7 @@ def test_special_tokens_are_found_wherever_a_template_may_print_a_text():
         Conversation([ASK, ANSWER | {"reasoning_content": "<|end|>"}]),
         Conversation([ASK, ANSWER | {"tool_calls": [call]}]),
         Conversation([ASK, ANSWER], [{"<|end|>": "f"}]),
+        Conversation([ASK, ANSWER], [{"f": [("a", "<|end|>")]}]),
     ):
         assert special_token_in(conversation, tokens) == "<|end|>"
         assert special_token_in(conversation, frozenset()) is None

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -174,8 +175,9 @@ BAD = [
     (b'"text"', "not an object, but str"),
     (b'{"messages": "\xff"}', "not UTF-8"),
     ({"text": "a"}, "no field 'messages'"),
-    (ask("a<|end|>", "b"), "a text holds the special token '<|end|>'"),
-    (ask("a\ufdd1", "b"), "which are no characters"),
+    (ask("a<|end|>", "b"), r"a text holds the special token '<\|end\|>'"),
+    (ask("a\ufdd1", "b"), r"message 1 has U\+FDD1, which is no character"),
+    (b'{"note": ' + b"[" * 950 + b"]" * 950 + b"}", "nested more than 100 deep"),
 ]
 
 
@@ -202,7 +204,7 @@ def test_bad_samples_can_be_left_out_with_their_reasons(
     listed = [json.loads(x) for x in (output / "bad_lines.jsonl").read_text().splitlines()]
     for number, (line, (_, reason)) in enumerate(zip(listed, BAD, strict=True), start=1):
         assert (line["file"], line["line"]) == (name, number)
-        assert reason in line["reason"]
+        assert re.search(reason, line["reason"])
     assert f"bad samples: {len(BAD)} in all" in capsys.readouterr().out
     found = packed_samples(output / "train", 64) + packed_samples(output / "validation", 64)
     assert sorted(found) == sorted(expected_samples(tiny_tokenizer, ROWS))

@@ -270,6 +270,23 @@ def test_system_messages_and_tools_make_nothing_alike():
     assert {"one", "two", "three", "five", "six", "seven", "eight"} <= set(words)
 
 
+def test_ids_of_calls_make_nothing_unlike(tmp_path: Path):
+    words = " ".join(random.Random(3).choices(WORDS, k=30))
+
+    def called(number: int) -> dict:
+        row = ask("q", words)
+        calls = [
+            {"id": f"id{number} {n} of a call", "name": "f", "arguments": {"n": n}}
+            for n in range(9)
+        ]
+        row["messages"][1]["tool_calls"] = calls
+        return row
+
+    assert selected([called(0), called(1)], tmp_path, near_duplicates=1.0) == {
+        1: ("near_duplicate", 0)
+    }
+
+
 def similar(row: dict, num_changed: int) -> dict:
     """The same conversation with so many of the answer's last words replaced."""
     words = row["messages"][1]["content"].split()

@@ -14,6 +14,7 @@ from titan_motif.components.curriculum.readers import (
     find_inputs,
     is_unchanged,
     plan_units,
+    read_rows,
     read_unit,
 )
 from titan_motif.components.curriculum.units import BadLine, Document
@@ -108,7 +109,7 @@ def test_bad_lines_are_told_with_their_place_and_the_rest_is_kept(unit_bytes: in
         7: (b'{"text": "\xff"}', "not UTF-8 (invalid start byte at byte 10)"),
         8: (b'{"text": null}', "the field 'text' is null; text is needed"),
         9: (rb'{"text": "\ud800"}', "the field 'text' has half of a surrogate pair, which is no "),
-        10: (b"[" * 100_000, "broken JSON (maximum recursion depth exceeded"),
+        10: (b"[" * 100_000, "nested more than 100 deep"),
         11: (b'{"text": "last"}', None),
     }
     path.write_bytes(b"\n".join(line for line, _ in lines.values()) + b"\n")
@@ -143,6 +144,28 @@ def test_texts_of_other_types_and_licences_in_lists(tmp_path: Path):
     pq.write_table(pa.table({"text": column, "licence": licences}), tmp_path / "a.parquet")
     expected = [Document("a", "MIT, BSD"), Document("b", None), Document("a", None)]
     assert read([tmp_path], licence_field="licence") == expected
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz"])
+def test_a_mark_of_utf_8_begins_a_file_compressed_or_not(suffix: str, tmp_path: Path):
+    file, content = tmp_path / f"chat.{suffix}", b'\xef\xbb\xbf{"text": "a"}\n{"text": "b"}\n'
+    file.write_bytes(gzip.compress(content) if suffix.endswith("gz") else content)
+    (one,) = find_inputs([str(file)])
+    assert list(read_rows(one)) == [(1, {"text": "a"}), (2, {"text": "b"})]
+    assert read([file]) == [Document("a", None), Document("b", None)]
+
+
+def test_maps_of_tables_are_objects(tmp_path: Path):
+    maps = pa.map_(pa.string(), pa.map_(pa.string(), pa.int64()))
+    rows = [[{"f": [("a", [("b", 1)]), ("c", [])]}], [{"f": None}], None]
+    table = pa.table({"tools": pa.array(rows, type=pa.list_(pa.struct([("f", maps)])))})
+    pq.write_table(table, tmp_path / "chat.parquet")
+    (one,) = find_inputs([str(tmp_path / "chat.parquet")])
+    assert list(read_rows(one)) == [
+        (1, {"tools": [{"f": {"a": {"b": 1}, "c": {}}}]}),
+        (2, {"tools": [{}]}),
+        (3, {}),
+    ]
 
 
 def test_a_dataset_of_several_splits_is_asked_for_one(tmp_path: Path):

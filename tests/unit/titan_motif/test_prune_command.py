@@ -196,6 +196,46 @@ def test_a_field_that_json_cannot_hold_is_told(tmp_path: Path, capsys):
     assert told.startswith(f"error: {file}, line 1: cannot be written as JSON (Object of type byte")
 
 
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        (f'{{"note": {"[" * 950}{"]" * 950}}}', "nested more than 100 deep"),
+        (
+            json.dumps(
+                {
+                    "messages": [
+                        {"role": "user", "content": "q"},
+                        {
+                            "role": "assistant",
+                            "tool_calls": [{"name": "\ud800", "arguments": "{"}],
+                        },
+                    ]
+                }
+            ),
+            "message 2 calls '\\ud800' with arguments that are no JSON",
+        ),
+        ('{"\\ud800": 1}', "no field 'messages'; its fields are \\ud800"),
+    ],
+)
+def test_rows_that_cannot_be_walked_or_printed_are_told(
+    row: str, told: str, tmp_path: Path, capsys
+):
+    file = tmp_path / "chat.jsonl"
+    file.write_text(f"{json.dumps(CLEAN[0])}\n{row}\n")
+    assert failure(capsys, [file], tmp_path / "out").startswith(
+        f"error: {file}, line 2: {told}; of"
+    )
+    assert prune([file], tmp_path / "out", "--bad-samples", "drop") == 0
+    (found,) = read(tmp_path / "out" / "dropped.jsonl")
+    assert (found["line"], found["rule"], found["detail"]) == (2, "bad", told)
+    deep = json.dumps({**CLEAN[0], "note": json.loads("[" * 99 + "]" * 99)}) + "\n"
+    file.write_text(deep)
+    assert prune([file], tmp_path / "deep") == 0
+    assert (tmp_path / "deep" / "kept.jsonl").read_text() == deep.replace("\\u00eb", "ë").replace(
+        "\\u2460", "①"
+    )
+
+
 def test_half_a_surrogate_pair_beside_the_messages_is_kept(lines, tmp_path: Path):
     row = {**CLEAN[0], "note": "\ud83d"}
     file = tmp_path / "chat.jsonl"
