@@ -2,8 +2,12 @@
 
 A template is a Jinja text that a tokenizer brings along. It comes with data of others, so it runs
 in a sandbox, and sees what transformers shows it: messages, tools, the special tokens by their
-names, `raise_exception`, `tojson`. What the assistant wrote is what stands in `{% generation %}`
-blocks; in a template without them, what an assistant's message adds to the conversation before it.
+names, `raise_exception`, `tojson`; but not `strftime_now`, with which the same data would give
+other tokens each day. What the assistant wrote is what stands in `{% generation %}` blocks; in a
+template without them, what an assistant's message adds to the conversation before it.
+
+Whatever a template does to fail, of any exception, is one line that says so. How long it takes is
+not limited.
 """
 
 import hashlib
@@ -15,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from jinja2 import TemplateError, nodes
-from jinja2.exceptions import SecurityError
+from jinja2.exceptions import SecurityError, TemplateSyntaxError, UndefinedError
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.runtime import Macro
@@ -27,12 +31,12 @@ from titan_motif.components.curriculum.tokenizer import (
     SPECIAL_TOKENS,
     read_tokenizer,
 )
-from titan_motif.components.sft.conversations import Conversation
+from titan_motif.components.sft.conversations import MARKS, Conversation, mark_in
 
 TEMPLATE_FILE = "chat_template.jinja"
-_BEGIN, _END = "\ufdd0", "\ufdd1"
-"""Around what the assistant wrote, until the places are known: no text has these, which Unicode
-reserves for a program's own use."""
+_BEGIN, _END = MARKS
+_LONGEST_REASON = 300
+"""Characters of what an exception says that are told."""
 
 Span = tuple[int, int]
 """Where a stretch of a text begins and ends, in characters."""
@@ -71,15 +75,12 @@ class ChatTemplate:
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise
         try:
+            text.encode()
             self._template = environment.from_string(text)
             tree = environment.parse(text)
-        except TemplateError as error:
-            raise ValueError(f"{origin}: no chat template ({error})") from None
-        self.marks_generation = any(
-            isinstance(node.call, nodes.Call)
-            and isinstance(node.call.node, nodes.ExtensionAttribute)
-            for node in tree.find_all(nodes.CallBlock)
-        )
+        except Exception as error:  # of Python too, which compiles what Jinja makes of it
+            raise ValueError(f"{origin}: no chat template ({_reason(error)})") from None
+        self.marks_generation = _has_generation(tree)
 
     @property
     def sha256(self) -> str:
@@ -132,6 +133,9 @@ class ChatTemplate:
     def _render(
         self, conversation: Conversation, add_generation_prompt: bool = False
     ) -> tuple[str, list[Span]]:
+        mark = mark_in([conversation.messages, conversation.tools])
+        if mark is not None:
+            raise TemplateProblem(f"a text has {mark}")
         try:
             marked = self._template.render(
                 **self.names,
@@ -140,13 +144,9 @@ class ChatTemplate:
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
             )
-        except SecurityError as error:
-            raise TemplateProblem(f"the template does what a sandbox forbids ({error})") from None
-        except TemplateError as error:
-            raise TemplateProblem(f"the template refuses it: {error.message}") from None
-        except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
-            told = f"{type(error).__name__}: {error}"
-            raise TemplateProblem(f"the template fails on it ({told})") from None
+            marked.encode()
+        except Exception as error:  # a template is a program: it can raise any, MemoryError too
+            raise TemplateProblem(_problem(error)) from None
         return _unmark(marked)
 
     def _spans_by_turns(self, conversation: Conversation, text: str) -> list[Span]:
@@ -223,6 +223,9 @@ def _content(token: Any) -> Any:
     return token["content"] if isinstance(token, dict) and "content" in token else token
 
 
+_NESTED = "a {% generation %} block stands within another, which is learnt whole"
+
+
 class _Generation(Extension):
     """`{% generation %} ... {% endgeneration %}`: what stands within is the assistant's."""
 
@@ -231,10 +234,54 @@ class _Generation(Extension):
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        if _has_generation(nodes.Scope(body)):
+            parser.fail(_NESTED, line)
         return nodes.CallBlock(self.call_method("_mark"), [], [], body).set_lineno(line)
 
     def _mark(self, caller: Macro) -> str:
-        return f"{_BEGIN}{caller()}{_END}"
+        inside = caller()
+        if _BEGIN in inside:  # of a macro that is called within
+            raise TemplateError(_NESTED)
+        return f"{_BEGIN}{inside}{_END}"
+
+
+def _has_generation(tree: nodes.Node) -> bool:
+    return any(
+        isinstance(block.call, nodes.Call) and isinstance(block.call.node, nodes.ExtensionAttribute)
+        for block in tree.find_all(nodes.CallBlock)
+    )
+
+
+def _problem(error: Exception) -> str:
+    """Return why a template did not render a conversation."""
+    if isinstance(error, SecurityError):
+        return f"the template does what a sandbox forbids ({_reason(error)})"
+    if isinstance(error, UndefinedError) and error.message == "'strftime_now' is undefined":
+        return (
+            "the template calls strftime_now, which is not there: the same data would give other "
+            "tokens each day; write a date in its place"
+        )
+    if isinstance(error, TemplateError):
+        return f"the template refuses it: {_reason(error)}"
+    if isinstance(error, UnicodeEncodeError):
+        return "the template renders half of a surrogate pair, which is no character"
+    return f"the template fails on it ({_reason(error)})"
+
+
+def _reason(error: Exception) -> str:
+    """Return what an exception says, in one line that can be printed."""
+    if isinstance(error, TemplateSyntaxError):
+        told = f"{error.message}, line {error.lineno}"
+    elif isinstance(error, TemplateError):
+        told = str(error.message)
+    else:  # a SyntaxError would name a line of what Jinja made
+        said = error.msg if isinstance(error, SyntaxError) else str(error)
+        told = f"{type(error).__name__}: {said}" if said else type(error).__name__
+    told = " ".join(told.split())[:_LONGEST_REASON]
+    return told.encode(errors="backslashreplace").decode()
+
+
+_MARKED_BY_ITSELF = "the template itself writes U+FDD0 or U+FDD1, which mark what is learnt"
 
 
 def _unmark(marked: str) -> tuple[str, list[Span]]:
@@ -244,12 +291,12 @@ def _unmark(marked: str) -> tuple[str, list[Span]]:
     for piece in rest:
         inside, end, after = piece.partition(_END)
         if not end or _END in after:
-            raise TemplateProblem("a text has U+FDD0 or U+FDD1, which are no characters")
+            raise TemplateProblem(_MARKED_BY_ITSELF)
         spans.append((length, length + len(inside)))
         parts += [inside, after]
         length += len(inside) + len(after)
     if _END in first:
-        raise TemplateProblem("a text has U+FDD0 or U+FDD1, which are no characters")
+        raise TemplateProblem(_MARKED_BY_ITSELF)
     return "".join(parts), spans
 
 
@@ -281,4 +328,4 @@ def _to_json(
 
 
 def _raise(message: str) -> None:
-    raise TemplateError(message)
+    raise TemplateError(str(message))

@@ -172,6 +172,22 @@ def test_without_marks_a_message_is_what_it_adds(with_template):
         ("{{ ''.__class__.__mro__ }}", "the template does what a sandbox forbids"),
         ("{{ messages[0].content + 1 }}", "the template fails on it (TypeError"),
         ("{{ messages[7].content.x }}", "the template refuses it"),
+        ("{{ raise_exception('a\nb\\ud800') }}", r"the template refuses it: a b\ud800"),
+        ("{{ 1 / 0 }}", "the template fails on it (ZeroDivisionError: division by zero)"),
+        ("{{ range(200000) }}", "the template fails on it (OverflowError: Range too big."),
+        ("{{ '{0}'.format() }}", "the template fails on it (IndexError: "),
+        ("{{ 'a' * 10**15 }}", "the template fails on it (MemoryError)"),
+        ("{{ [0] * 10**15 }}", "the template fails on it (MemoryError)"),
+        ("{{ 'a' | center(10**15) }}", "the template fails on it (MemoryError)"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "fails on it (RecursionError"),
+        ("{{ '\\ud800' }}", "the template renders half of a surrogate pair"),
+        ("{{ '\\ufdd1' }}", "the template itself writes U+FDD0 or U+FDD1"),
+        ("{{ strftime_now('%Y') }}", "the template calls strftime_now, which is not there: the"),
+        (
+            "{% macro f() %}{% generation %}b{% endgeneration %}{% endmacro %}"
+            "{% generation %}{{ f() }}{% endgeneration %}",
+            "refuses it: a {% generation %} block stands within another",
+        ),
     ],
 )
 def test_what_a_template_does_not_render_is_told(with_template, template: str, reason: str):
@@ -183,15 +199,41 @@ def test_what_a_template_does_not_render_is_told(with_template, template: str, r
     assert "\n" not in str(problem.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("\n{% for %}", "Expected an expression, got 'end of statement block', line 2"),
+        ("{% break %}", "SyntaxError: 'break' outside loop"),
+        ("{% if a %}" * 3000 + "{% endif %}" * 3000, "RecursionError: maximum recursion depth"),
+        (
+            "\n{% generation %}{% if a %}{% generation %}b{% endgeneration %}{% endif %}"
+            "{% endgeneration %}",
+            "a {% generation %} block stands within another, which is learnt whole, line 2",
+        ),
+    ],
+)
+def test_what_is_no_template_is_told_in_one_line(with_template, text: str, reason: str):
+    folder = with_template(text)
+    with pytest.raises(ValueError, match="no chat template") as error:
+        load_template(folder)
+    assert str(error.value).startswith(f"{folder / 'chat_template.jinja'}: no chat template (")
+    assert reason in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_template_that_asks_for_the_date_if_it_is_there_has_its_own(with_template):
+    date = "{{ strftime_now('%Y') if strftime_now is defined else '2024' }}"
+    template = load_template(with_template(date))
+    assert template.prompt(Conversation([])) == "2024"
+
+
 def test_marks_in_a_text_are_refused(tiny_tokenizer: Path):
     template = load_template(tiny_tokenizer)
-    for content in ("a\ufdd0b", "a\ufdd1b", "\ufdd0\ufdd1"):
+    for content in ("a\ufdd0b", "a\ufdd1b", "\ufdd0b\ufdd1"):
         for role in ("user", "assistant"):
             messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
             messages = [m | {"content": content} if m["role"] == role else m for m in messages]
-            if content == "\ufdd0\ufdd1" and role == "user":
-                continue
-            with pytest.raises(TemplateProblem, match="which are no characters"):
+            with pytest.raises(TemplateProblem, match=r"a text has U\+FDD., which is no character"):
                 template.render(Conversation(messages))
 
 
