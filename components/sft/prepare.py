@@ -49,6 +49,8 @@ from titan_motif.components.sft.template import ChatTemplate, Sample, load_templ
 
 _BATCH = 256
 """Conversations that are tokenised at once, on all cores."""
+_LOUD_SHARE = 0.1
+"""Share of the samples, left out for their length, above which that is told loudly."""
 _LEARNT = np.uint32(1 << 31)
 """Set in a spooled token that the assistant wrote."""
 
@@ -155,8 +157,10 @@ def _write(
             advance(one.num_bytes)
     bad_lines = _put_aside(folder, bad, options)
     if not lengths:
-        left_out = f"{bad_lines} bad, {counts['too_long']} too long, {counts['unlearnt']} cut"
-        raise ValueError(f"the inputs have no samples ({left_out})")
+        raise ValueError(
+            f"the inputs have no samples ({bad_lines} bad, {counts['too_long']} longer than "
+            f"{options.seq_len} tokens, {counts['unlearnt']} with nothing to learn)"
+        )
     is_held_out = _held_out(np.array(hashes), options.validation_share)
     spooled = np.memmap(spool, dtype=np.uint32, mode="r")
     filling = tokenizer.tokenizer.token_to_id("<|pad|>")
@@ -334,15 +338,35 @@ def _tell(manifest: dict[str, Any], output: Path, seconds: float) -> None:
                 f"{split['learnt']:,} tokens to learn of {split['tokens']:,}, "
                 f"{split['filling'] / split['tokens']:.1%} filling"
             )
-    if manifest["chat"]["too_long"] == "cut":
-        fate = f"{manifest['cut']:,} samples cut to {manifest['chat']['seq_len']:,} tokens"
+    chat = manifest["chat"]
+    _warn(manifest)
+    if chat["too_long"] == "cut":
+        fate = f"{manifest['cut']:,} samples cut to {chat['seq_len']:,} tokens"
     else:
-        fate = f"{manifest['too_long']:,} samples left out, over {manifest['chat']['seq_len']:,}"
+        fate = f"{manifest['too_long']:,} samples left out, over {chat['seq_len']:,}"
     _say(
         f"{fate}; {manifest['unlearnt']:,} without a token to learn and "
         f"{manifest['bad_lines']:,} bad ones left out"
     )
     _say(f"{output} written in {seconds:.1f} s")
+
+
+def _warn(manifest: dict[str, Any]) -> None:
+    """Tell what a run of these samples would be surprised by."""
+    chat, splits = manifest["chat"], manifest["splits"]
+    if chat["validation_share"] and not splits["validation"]["tokens"]:
+        _say(
+            "warning: nothing is held out, since all samples are equal: a run that validates "
+            "(validation.enable) will find no validation samples; add others, or turn that off"
+        )
+    read = sum(split["documents"] for split in splits.values())
+    read += manifest["too_long"] + manifest["unlearnt"]
+    if manifest["too_long"] > _LOUD_SHARE * read:
+        _say(
+            f"warning: {manifest['too_long']:,} of {read:,} samples "
+            f"({manifest['too_long'] / read:.0%}) are left out, longer than {chat['seq_len']:,} "
+            "tokens: longer sequences would hold them, too_long = 'cut' their beginnings"
+        )
 
 
 def _say(text: str) -> None:

@@ -170,6 +170,45 @@ def test_long_samples_are_left_out_or_cut(tiny_tokenizer: Path, lines, tmp_path:
     assert longest[1] == (*whole[1][:63], IGNORE_INDEX)
 
 
+def test_many_that_are_too_long_are_told_loudly(
+    tiny_tokenizer: Path, lines, tmp_path: Path, capsys
+):
+    long = [ask("the cat", "rat " * (90 + n)) for n in range(2)]
+    prepare_chat([lines(ROWS[:18] + long)], tiny_tokenizer, tmp_path / "a", OPTIONS)
+    assert "warning" not in capsys.readouterr().out
+    prepare_chat([lines(ROWS[:17] + long)], tiny_tokenizer, tmp_path / "b", OPTIONS)
+    assert (
+        "chat: warning: 2 of 19 samples (11%) are left out, longer than 64 tokens: longer "
+        "sequences would hold them, too_long = 'cut' their beginnings\n"
+    ) in capsys.readouterr().out
+
+
+def test_equal_samples_leave_nothing_to_hold_out(
+    tiny_tokenizer: Path, lines, tmp_path: Path, capsys
+):
+    options = ChatOptions(seq_len=64, validation_share=0.0)
+    prepare_chat([lines(ROWS[:1] * 2)], tiny_tokenizer, tmp_path / "none", options)
+    assert "warning" not in capsys.readouterr().out
+    prepare_chat([lines(ROWS[:1] * 2)], tiny_tokenizer, tmp_path / "some", OPTIONS)
+    assert not (tmp_path / "some" / "validation").exists()
+    assert (
+        "chat: warning: nothing is held out, since all samples are equal: a run that validates "
+        "(validation.enable) will find no validation samples; add others, or turn that off\n"
+    ) in capsys.readouterr().out
+
+
+def test_a_template_that_marks_nothing_has_nothing_to_learn(
+    tiny_tokenizer: Path, lines, tmp_path: Path
+):
+    template = tmp_path / "silent.jinja"
+    template.write_text(
+        "{{ messages[0].content }}{% if tools %}{% generation %}a{% endgeneration %}{% endif %}"
+    )
+    reason = r"no samples \(0 bad, 0 longer than 64 tokens, 3 with nothing to learn\)"
+    with pytest.raises(ValueError, match=reason):
+        prepare_chat([lines(ROWS[:3])], tiny_tokenizer, tmp_path / "packed", OPTIONS, template)
+
+
 BAD = [
     (b'{"messages": [', "broken JSON"),
     (b'"text"', "not an object, but str"),
@@ -224,7 +263,7 @@ def test_bad_samples_can_be_left_out_with_their_reasons(
         (OPTIONS, "empty.jsonl", "empty; a file of jsonl is needed"),
         (OPTIONS, "text.txt", "plain text has no rows; JSONL or a table is needed"),
         (OPTIONS, "table.parquet", "cannot be read as"),
-        (ChatOptions(4), "chat.jsonl", r"no samples \(0 bad, 1 too long, 0 cut\)"),
+        (ChatOptions(4), "chat.jsonl", r"no samples \(0 bad, 1 longer than 4 tokens, 0 with"),
     ],
 )
 def test_what_cannot_be_packed_is_refused(
