@@ -1,24 +1,45 @@
 r"""Whether an answer comes to the result that its row has for it.
 
 A result is a number, a choice's letter, or one of yes and no, true and false. The answer's own is
-what the last \boxed{...} holds, otherwise the last `Answer: ...` or `the answer is ...`, otherwise,
-where a number is expected, its last number. What cannot be compared for certain (formulas,
-sentences, lists) is told apart from what differs.
+what the last \boxed{...} holds, otherwise the last `Answer: ...`, `answer is ...` or `#### ...`,
+otherwise the answer itself, where it is a number and nothing else. What cannot be compared for
+certain is told apart from what differs: formulas, sentences, lists, a number that stands last in a
+text, words of scale (5 million), a share beside a percentage, other units, numbers that differ no
+more than rounding does.
 """
 
 import re
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 Verdict = Literal["equal", "different", "unknown"]
 
-_NUMBER = re.compile(r"(?<![\w.])[-−]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?")  # noqa: RUF001
+_NUMBER = re.compile(
+    r"(?<![\w.])[-−]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?"  # noqa: RUF001
+    r"(?:/\d+|[eE][-+]?\d{1,3}(?!\d))?"
+)
 _MARKED = re.compile(r"\banswer\s*\**\s*:|\banswer\s+is\b|####", re.IGNORECASE)
 _FRACTION = re.compile(r"\\[dt]?frac\s*\{(-?\d+)\}\s*\{(\d+)\}")
 _MAX_DIGITS = 100
 """Of a result; longer ones are no numbers."""
 _WORDS = ({"yes", "no"}, {"true", "false"})
+_SCALE = re.compile(
+    r"(?:[kKMB]|bn|mn|(?i:dozens?|hundreds?|thousands?|lakhs?|crores?|[a-z]+illions?))\b"
+)
+"""Of a unit's beginning: 5 million, 5k."""
+_PERCENT = re.compile(r"\\?%|\bper ?cent\b|\bpercent\b", re.IGNORECASE)
+_MAX_ALONE = 80
+"""Characters of an answer that may be a number and nothing else."""
+_ALONE = re.compile(r"\s*(?:[^\W\d]\w*\s*=)?[^=]*")
+"""With the name of what it is at most."""
 _WRAPPER = re.compile(r"\\(?:text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}")
+
+
+class _Amount(NamedTuple):
+    value: Fraction
+    decimals: int | None
+    """That it is written with; None of a fraction."""
+    unit: str
 
 
 def check_answer(expected: Any, answer: str) -> tuple[Verdict, str]:
@@ -28,21 +49,47 @@ def check_answer(expected: Any, answer: str) -> tuple[Verdict, str]:
         return "unknown", ""
     marked = _marked(answer)
     if isinstance(wanted, str):
-        found = None if marked is None else _word(marked)
-        if found is None or not _is_comparable(found, wanted):
+        word = None if marked is None else _word(marked)
+        if word is None or not _is_comparable(word, wanted):
             return "unknown", ""
-    else:
-        found = _last_number(answer) if marked is None else _number(marked)
-        if found is None and marked is not None:
-            return "unknown", ""
-        if found is None:
-            return "different", f"no number, where {_shown(wanted)} is expected"
-    if found == wanted:
-        return "equal", ""
-    return "different", f"{_shown(found)}, where {_shown(wanted)} is expected"
+        verdict: Verdict = "equal" if word == wanted else "different"
+        return verdict, f"{word}, where {wanted} is expected" if verdict == "different" else ""
+    if marked is None and len(answer) <= _MAX_ALONE and _ALONE.fullmatch(answer):
+        marked = answer
+    found = None if marked is None else _number(marked)
+    if found is None:
+        return "unknown", ""
+    verdict = _compared(found, wanted)
+    if verdict != "different":
+        return verdict, ""
+    return verdict, f"{_shown(found.value)}, where {_shown(wanted.value)} is expected"
 
 
-def _expected(value: Any) -> Fraction | str | None:
+def _compared(found: _Amount, wanted: _Amount) -> Verdict:
+    """Return whether two numbers are equal, as far as they are written out."""
+    if found.value == wanted.value:
+        return "equal"
+    if found.unit != wanted.unit and (
+        "%" in (found.unit, wanted.unit) or (found.unit and wanted.unit)
+    ):
+        shares = [x.value / 100 if x.unit == "%" else x.value for x in (found, wanted)]
+        return "equal" if shares[0] == shares[1] else "unknown"
+    gap = abs(found.value - wanted.value)
+    if wanted.decimals and gap <= _half_a_step(wanted.decimals):
+        return "equal"
+    if found.decimals and gap <= _half_a_step(found.decimals):
+        is_fine = wanted.decimals is None and found.decimals > 1  # 0.333, of 1/3
+        return "equal" if is_fine else "unknown"
+    if wanted.decimals == 0 and found.decimals != 0 and gap <= _half_a_step(0):
+        return "unknown"  # perhaps the whole number is a rounded one
+    return "different"
+
+
+def _half_a_step(decimals: int) -> Fraction:
+    return Fraction(1, 2 * 10**decimals)
+
+
+def _expected(value: Any) -> _Amount | str | None:
     """Return a row's result as a number or a word; None if it is neither."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
@@ -68,37 +115,39 @@ def _marked(text: str) -> str | None:
         last = mark
     if last is None:
         return None
-    line = text[last.end() :].lstrip(" *:\t").partition("\n")[0]
+    line = text[last.end() :].lstrip(" *:\t\n").partition("\n")[0]
     return line.strip() or None
 
 
-def _number(text: str) -> Fraction | None:
+def _number(text: str) -> _Amount | None:
     """Return the number that a result is: alone, with its unit, or after an equals sign."""
     text = _FRACTION.sub(r"\1/\2", text.rpartition("=")[2])
-    text = re.sub(r"\\[$%,!;() ]|[$€£%°*]", "", _WRAPPER.sub(r" \1", text)).strip()
-    if re.search(r"[\\^(){}+]", text):
-        return None
-    found = _NUMBER.findall(text)
+    is_percent = _PERCENT.search(text) is not None
+    text = _PERCENT.sub("", _WRAPPER.sub(r" \1", text))
+    text = re.sub(r"\\[$%,!;() ]|[$€£°*]", "", text).strip()
     starts = _NUMBER.match(text)
-    if len(found) != 1 or starts is None:
+    if starts is None or len(_NUMBER.findall(text)) != 1:
         return None
     unit = text[starts.end() :].strip()
-    return _fraction(found[0]) if re.fullmatch(r"[^\W\d]*(?:[ /][^\W\d]+)*\W*", unit) else None
+    if re.search(r"[\\^(){}+]", unit) or _SCALE.match(unit):
+        return None
+    if not re.fullmatch(r"[^\W\d]*(?:[ /][^\W\d]+)*\W*", unit):
+        return None
+    return _amount(starts.group(), "%" if is_percent else unit.rstrip(" .,;:!?").casefold())
 
 
-def _last_number(text: str) -> Fraction | None:
-    found = _NUMBER.findall(_FRACTION.sub(r"\1/\2", text))
-    return _fraction(found[-1]) if found else None
-
-
-def _fraction(digits: str) -> Fraction | None:
+def _amount(digits: str, unit: str) -> _Amount | None:
     if len(digits) > _MAX_DIGITS:
         return None
+    digits = digits.replace(",", "").replace("−", "-").lower()  # noqa: RUF001
+    top, is_fraction, bottom = digits.partition("/")
     try:
-        top, _, bottom = digits.replace(",", "").replace("−", "-").partition("/")  # noqa: RUF001
-        return Fraction(top) / Fraction(bottom or 1)
+        value = Fraction(top) / Fraction(bottom or 1)
     except (ValueError, ZeroDivisionError):
         return None
+    mantissa, _, exponent = top.partition("e")
+    decimals = max(len(mantissa.partition(".")[2]) - int(exponent or 0), 0)
+    return _Amount(value, None if is_fraction else decimals, unit)
 
 
 def _word(text: str) -> str | None:
@@ -112,8 +161,8 @@ def _is_comparable(a: str, b: str) -> bool:
     return len(a) == len(b) == 1 or any(a in words and b in words for words in _WORDS)
 
 
-def _shown(value: Fraction | str) -> str:
-    if isinstance(value, str) or value.denominator == 1:
+def _shown(value: Fraction) -> str:
+    if value.denominator == 1:
         return str(value)
     decimal = f"{float(value):g}"
     return decimal if Fraction(decimal) == value else str(value)

@@ -104,10 +104,11 @@ def test_what_is_right_or_uncertain_is_no_wrong_sum(text: str):
 @pytest.mark.parametrize(
     ("expected", "answer", "verdict"),
     [
-        ("42", "It is 42.", "equal"),
-        (42, "6 times 7 is 41", "different"),
+        ("42", "42.", "equal"),
+        (42, "6 times 7 = 41", "unknown"),
+        (42, "x = 41 apples", "different"),
         (42.0, r"41 or so: \boxed{42}", "equal"),
-        (1000, "so $1,000.00", "equal"),
+        (1000, "$1,000.00", "equal"),
         ("3 + 4 is 7.\n#### 7", "Answer: 8. Not 7", "unknown"),
         ("3 + 4 is 7.\n#### 7", "Answer: 8.\nNot 7", "different"),
         ("42", "**Answer:** 42 apples\nAll 6 of 7.", "equal"),
@@ -116,9 +117,39 @@ def test_what_is_right_or_uncertain_is_no_wrong_sum(text: str):
         ("1/2", r"\boxed{\frac{1}{2}}", "equal"),
         ("0.5", r"\boxed{\dfrac{1}{3}}", "different"),
         ("3.5", "Answer: 3.50 km/h", "equal"),
-        (-3, "x is -3", "equal"),
-        (-3, "x is 3", "different"),
-        (7, "seven", "different"),
+        (-3, "x = -3", "equal"),
+        (-3, "x = 3", "different"),
+        ("2500", "Answer: 2.5e3", "equal"),
+        ("2.5E-3", "Answer: 0.00254", "equal"),
+        ("2500", "Answer: 2.6e3", "different"),
+        # Shares and percentages.
+        ("50%", "Answer: 0.5", "equal"),
+        ("1/2", r"\boxed{50\%}", "equal"),
+        ("50", "Answer: 50 percent", "equal"),
+        ("0.5", "Answer: 60%", "unknown"),
+        ("50%", "Answer: 60%", "different"),
+        # As far as they are written out.
+        ("1/3", "Answer: 0.333", "equal"),
+        ("1/3", "Answer: 0.3", "unknown"),
+        ("1/3", "Answer: 0.34", "different"),
+        ("33.3", "Answer: 33.33", "equal"),
+        ("33.33", "Answer: 33.3", "unknown"),
+        ("33.3", "Answer: 33.4", "different"),
+        ("18", "Answer: 18.4", "unknown"),
+        ("18", "Answer: 18.6", "different"),
+        (0.1 + 0.2, "Answer: 0.3", "unknown"),
+        # Words of scale, other units.
+        ("18,000,000", "Answer: 18 million", "unknown"),
+        ("18 thousand", "Answer: 18,000", "unknown"),
+        ("5000", "Answer: 5k", "unknown"),
+        ("5 km", "Answer: 5000 m", "unknown"),
+        ("5 km", "Answer: 6 km", "different"),
+        ("5", "Answer: 6 m", "different"),
+        # The last number of a text may be any.
+        ("18", "She pays $18. See problem 3.", "unknown"),
+        ("18", "Answer: $18. See problem 3.", "unknown"),
+        (7, "seven", "unknown"),
+        ("1", "Answer: 1e9999", "unknown"),
         ("B", "Answer: (B)", "equal"),
         ("B", r"\boxed{\text{C}}", "different"),
         ("yes", "The answer is No.", "different"),
@@ -142,15 +173,18 @@ def test_hostile_texts_take_no_time_and_no_number_is_too_long():
     begin = time.perf_counter()
     for text in ("1+" * 20_000 + "1 = 3", "9" * 60_000 + " + 1 = 3", "1,111" + ",111" * 20_000):
         assert list(wrong_sums(text)) == []
-        assert check_answer("1", text)[0] == "different"
-    assert check_answer("1", "\\boxed{" * 5000 + "2")[0] == "different"
+        assert check_answer("1", text)[0] == "unknown"
+        last = "unknown" if "," in text else "different"  # 3, or a number too long
+        assert check_answer("1", f"Answer: {text}")[0] == last
+    assert check_answer("1", "\\boxed{" * 5000 + "2")[0] == "unknown"
     assert check_answer("1", "\\boxed{" + "9" * 9000 + "}")[0] == "unknown"
     assert time.perf_counter() - begin < 3
 
 
 def test_a_result_is_told_as_it_was_read():
-    assert check_answer("3.5", "so 4.25")[1] == "4.25, where 3.5 is expected"
-    assert check_answer("1/3", "none")[1] == "no number, where 1/3 is expected"
+    assert check_answer("3.5", "Answer: 4.25")[1] == "4.25, where 3.5 is expected"
+    assert check_answer("1/3", "#### 2/7")[1] == "2/7, where 1/3 is expected"
+    assert check_answer("B", "Answer: (c)")[1] == "c, where b is expected"
 
 
 # ---- repetition
@@ -225,11 +259,11 @@ def test_repetition_is_looked_for_in_reasoning_too():
 
 
 def test_the_first_rule_in_their_order_counts():
-    row = ask("q", "2 + 2 = 5", answer=4)
+    row = ask("q", "2 + 2 = 5\n#### 5", answer=4)
     assert finding(row) == ("answer", "5, where 4 is expected")
     assert finding(row, answer_field="result") == ("arithmetic", "message 2: 2 + 2 = 5: 4 is not 5")
     assert finding(row, answer_field="", arithmetic=False) is None
-    assert finding(row, min_words=9) == ("length", "message 2 has 3 words, under 9")
+    assert finding(row, min_words=9) == ("length", "message 2 has 4 words, under 9")
     assert examine(conversation(row), row, PruneRules()).is_checked
     row = ask("q", "Answer: some", answer=4)
     assert examine(conversation(row), row, PruneRules()) == (None, False)

@@ -45,7 +45,7 @@ DROPPED = [
     (BAD, "bad", None),
     (ask("q", ""), "empty", None),
     (ask("q", f"It is {draw(5, 5)}: 2 + 2 = 5"), "arithmetic", None),
-    (ask("q", draw(6, 20) + " 41", answer="42"), "answer", None),
+    (ask("q", draw(6, 20) + " Answer: 41", answer="42"), "answer", None),
     (ask("q", "so it goes " * 30), "repetition", None),
     (ask(draw(7, 9), draw(1007, 30) + " indeed"), "near_duplicate", 7),
 ]
