@@ -68,6 +68,23 @@ def finding(row: dict, **rules):
         ("- 3 + 4 = 7\n- 7 + 4 = 12", "7 + 4 = 12: 11 is not 12"),
         ("8 = 3 + 4", "8 = 3 + 4: 8 is not 7"),
         ("6 x 91 = 6 x 90 + 6 x 1 = 540 + 6 = 547", "540 + 6 = 547: 546 is not 547"),
+        ("7 * 1.1 = 7.71", "7 * 1.1 = 7.71: 7.7 is not 7.71"),
+        (
+            "1000000000000 + 1 = 1000000000000",
+            "1000000000000 + 1 = 1000000000000: 1000000000001 is not 1000000000000",
+        ),
+        # Emphasis, exclamations, units, and what only looks like a range, a time, a function.
+        ("**12 + 7 = 20**", "12 + 7 = 20: 19 is not 20"),
+        ("so **12** + **7** = **20**.", "12 + 7 = 20: 19 is not 20"),
+        ("_12 + 7 = 20_", "12 + 7 = 20: 19 is not 20"),
+        ("12+7=20!", "12+7 = 20: 19 is not 20"),
+        ("5 * 23 = 5! That is it.", "5 * 23 = 5: 115 is not 5"),
+        ("12 apples + 7 apples = 20 apples", "12 + 7 = 20: 19 is not 20"),
+        ("1 apple + 7 apples - 2 apples = 7 apples", "1 + 7 - 2 = 7: 6 is not 7"),
+        ("12-7=6", "12-7 = 6: 5 is not 6"),
+        ("Total:3 + 4 = 8", "3 + 4 = 8: 7 is not 8"),
+        ("The books cost 3 x 4 = 13, since 3 x 4 = 12", "3 x 4 = 13: 12 is not 13"),
+        ("255 + 1 = 0", "255 + 1 = 0: 256 is not 0"),  # of eight bits it is right
         ("6 x 91 = 6 x 90 + 7 = 547", "6 x 91 = 6 x 90 + 7: 546 is not 547"),
     ],
 )
@@ -91,6 +108,12 @@ def test_a_wrong_sum_is_told_with_its_value(text: str, told: str):
             "f(3) + 4 = 9",
         ),
         *("3 + 4 == 8", "3 + 4 >= 9", "Is 3 + 4 = 8?", "7 * 3 = 1 (mod 5)", "0x10 = 16"),
+        # What floats make of decimals, ranges, times, functions, factorials, powers.
+        *("0.1 + 0.2 = 0.30000000000000004", "7 * 1.1 = 7.700000000000001"),
+        *("pages 10-12 = 3", "2019-2020 = 1 year", "4:30 + 45 = 5:15", "30 + 45 = 5:15"),
+        *("log 100 + 1 = 3", "log2 8 + 1 = 4", r"\\log_{10} 100 + 1 = 3", "20% of 50 + 5 = 15"),
+        *("5 * 24 = 5!", "5 * 24 = 5! + 0", "2 **3 = 8", "5 *3 + 1 = 16 and 4 *2 = 8", "2**3 = 8"),
+        *("2 hours + 30 minutes = 150 minutes", "12 apples + 7 apples = 19 apples"),
         *("1 + 1 = 10 in binary", "3 + 4 = 8%", "2 * (3 + 4) = 14", r"3 * 4 = 1\frac{1}{2}"),
     ],
 )
@@ -171,6 +194,8 @@ def test_an_answer_against_its_expected_result(expected, answer: str, verdict: s
 
 def test_hostile_texts_take_no_time_and_no_number_is_too_long():
     begin = time.perf_counter()
+    for text in ("1 apples + " * 9_000, "(*a" * 20_000, " **1" * 20_000):
+        assert list(wrong_sums(text)) == []
     for text in ("1+" * 20_000 + "1 = 3", "9" * 60_000 + " + 1 = 3", "1,111" + ",111" * 20_000):
         assert list(wrong_sums(text)) == []
         assert check_answer("1", text)[0] == "unknown"
@@ -403,7 +428,7 @@ def test_duplicates_can_be_kept_and_the_longest_can_stay(tmp_path: Path):
 
 def test_what_is_left_out_itself_makes_nothing_a_duplicate(tmp_path: Path):
     story = " ".join(random.Random(2).choices(WORDS, k=60))
-    rows = [ask("q", f"{story} 2 + 2 = 5"), ask("q", f"{story} 2 + 2 = 4")]
+    rows = [ask("q", f"{story}: 2 + 2 = 5"), ask("q", f"{story}: 2 + 2 = 4")]
     assert selected(rows, tmp_path) == {0: ("arithmetic", None)}
 
 
