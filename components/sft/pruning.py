@@ -18,7 +18,7 @@ from titan_motif.components.sft.repetition import (
     repeated_lines,
     repeated_runs,
 )
-from titan_motif.components.sft.words import normalized, words_of
+from titan_motif.components.sft.words import normalized, trimmed, words_and_signs_of, words_of
 
 # ASSUMPTION: the report leaves out what is redundant or of low utility by diversity, coherence and
 # fidelity, and names no measure; the rules, and where they draw the line, are ours.
@@ -69,12 +69,12 @@ class PruneRules:
     arithmetic: bool = True
     """Drop conversations whose answers state a sum (+, -, x, *) that is wrong."""
     duplicates: bool = True
-    """Drop exact duplicates: all messages and tools the same, but for case, white space, and forms
-    of characters (NFKC). The first stays."""
+    """Drop exact duplicates: all messages and tools the same, but for white space where lines end,
+    line ends, and forms of characters (NFC). The first stays."""
     questions: bool = False
     """Drop conversations whose first user's turn is that of an earlier one in the same sense."""
     near_duplicates: float = 0.8
-    """Jaccard similarity of runs of five words, system messages aside, from which of two
+    """Jaccard similarity of runs of five words and signs, system messages aside, from which of two
     conversations one is dropped."""
     keep: Literal["first", "longest"] = "first"
     """Which of near duplicates stays."""
@@ -202,20 +202,20 @@ def _repetitions(text: str, rules: PruneRules) -> Iterator[str]:
 
 
 def conversation_key(conversation: Conversation) -> bytes:
-    """Return a hash of all that a conversation says, normalised."""
+    """Return a hash of all that a conversation says, trimmed."""
     content = [conversation.messages, conversation.tools]
-    return _digest(json.dumps(_normalized(content), sort_keys=True, default=str))
+    return _digest(json.dumps(_trimmed(content), sort_keys=True, default=str))
 
 
 def question_key(conversation: Conversation) -> bytes:
-    """Return a hash of the first user's turn, normalised; of what came first if there is none."""
+    """Return a hash of the first user's turn, trimmed; of what came first if there is none."""
     messages = conversation.messages
     asked = [message["content"] for message in messages if message["role"] == "user"]
-    return _digest(normalized(asked[0] if asked else messages[0]["content"]))
+    return _digest(trimmed(asked[0] if asked else messages[0]["content"]))
 
 
 def compared_words(conversation: Conversation) -> list[str]:
-    """Return the words that make near duplicates.
+    """Return the words and signs that make near duplicates.
 
     Those of system messages and of tools' descriptions are left out: long ones that many
     conversations share would make these alike, whatever is said.
@@ -227,15 +227,15 @@ def compared_words(conversation: Conversation) -> list[str]:
             if message.get("tool_calls"):  # without their ids, which chance has made
                 called = [call["function"] for call in message["tool_calls"]]
                 texts.append(json.dumps(called, ensure_ascii=False, default=str))
-    return words_of(normalized("\n".join(texts)))
+    return words_and_signs_of("\n".join(texts))
 
 
-def _normalized(value: Any) -> Any:
+def _trimmed(value: Any) -> Any:
     if isinstance(value, str):
-        return normalized(value)
+        return trimmed(value)
     if isinstance(value, dict):
-        return {name: _normalized(inner) for name, inner in value.items()}
-    return [_normalized(inner) for inner in value] if isinstance(value, list) else value
+        return {name: _trimmed(inner) for name, inner in value.items()}
+    return [_trimmed(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _digest(text: str) -> bytes:

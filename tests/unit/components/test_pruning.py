@@ -24,7 +24,7 @@ from titan_motif.components.sft.repetition import (
     repeated_runs,
 )
 from titan_motif.components.sft.selection import Selection
-from titan_motif.components.sft.words import words_of
+from titan_motif.components.sft.words import words_and_signs_of, words_of
 
 WORDS = [a + b + c for a in "bdfgklmnprst" for b in "aeiou" for c in ("", "n", "r", "lo", "mi")]
 
@@ -298,12 +298,23 @@ def test_the_first_rule_in_their_order_counts():
 # ---- what is compared
 
 
-def test_keys_fold_case_space_and_forms_of_characters():
-    plain = ask("What  is\n2?", "Ⅻ ﬁne")
-    same, other = ask("what IS 2?", "XII fine"), ask("what is 2", "XII fine")
+def test_keys_fold_the_ends_of_lines_and_forms_of_characters_alone():
+    plain = ask("What is\n  é?", "x²")
+    same, other = ask("What is \r\n  e\u0301?\n", "x² \n\n"), ask("What is\n  é", "x²")
+    for question, answer in (
+        ("what is\n  é?", "x²"),
+        ("What is\n é?", "x²"),
+        ("What is\n\n  é?", "x²"),
+        (" What is\n  é?", "x²"),
+        ("What is\n  é?", "x2"),
+    ):
+        changed = conversation(ask(question, answer))
+        assert conversation_key(changed) != conversation_key(conversation(plain))
+        if answer == "x²":
+            assert question_key(changed) != question_key(conversation(plain))
     assert conversation_key(conversation(plain)) == conversation_key(conversation(same))
     assert conversation_key(conversation(plain)) != conversation_key(conversation(other))
-    said = ask("what is 2?", "another")
+    said = ask("What is\n  é?", "another")
     assert question_key(conversation(plain)) == question_key(conversation(said))
     assert question_key(conversation(plain)) != question_key(conversation(other))
     tools = {**plain, "tools": [{"name": "f"}]}
@@ -311,6 +322,49 @@ def test_keys_fold_case_space_and_forms_of_characters():
     # The same words by other speakers are another conversation.
     parted = {"messages": [*plain["messages"], *plain["messages"]]}
     assert conversation_key(conversation(parted)) != conversation_key(conversation(plain))
+
+
+def test_the_same_but_for_case_and_space_is_a_near_duplicate(tmp_path: Path):
+    story = " ".join(random.Random(4).choices(WORDS, k=60))
+    rows = [ask("q", story), ask("Q", story.upper().replace(" ", "\n"))]
+    assert selected(rows, tmp_path, near_duplicates=1.0) == {1: ("near_duplicate", 0)}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("2 + 2", "2 * 2"),
+        ("2*2", "2/2"),
+        ("2*2", "2**2"),
+        ("2 - 3", "2 -- 3"),
+        ("x -= 1", "x = 1"),
+        ("the answer is -3", "the answer is 3"),
+        ("C++", "C#"),
+        ("a == b", "a != b"),
+        ("a <= b", "a < b"),
+        ("a && b", "a || b"),
+        ("x ≤ 3", "x ≥ 3"),
+        ("x ∈ A", "x ∉ A"),
+        ("it costs $5", "it costs €5"),
+        ("20%", "20"),
+    ],
+)
+def test_signs_of_arithmetic_and_code_make_conversations_unlike(
+    one: str, other: str, tmp_path: Path
+):
+    rows = [ask(one, "4"), ask(other, "4")]
+    assert words_and_signs_of(one) != words_and_signs_of(other)
+    assert selected(rows, tmp_path) == {}
+
+
+def test_punctuation_of_prose_makes_nothing_unlike():
+    plain = "A title Some words, well-known ones (or not). One item Another."
+    marked = '# A title\n"Some **words**"; *well-known* ones — [or not]! …\n- One item\n* Another'
+    words = words_and_signs_of(plain)
+    assert " ".join(words) == "a title some words well known ones or not one item another"
+    assert words_and_signs_of(marked) == words
+    signs = words_and_signs_of("2 * (3 − 4)**2 != a*b")  # noqa: RUF001
+    assert " ".join(signs) == "2 * 3 - 4 * * 2 ! = a * b"
 
 
 def test_system_messages_and_tools_make_nothing_alike():
@@ -365,7 +419,7 @@ def test_exactly_what_was_planted_goes(tmp_path: Path):
         kind = len(planted) % 5
         question, answer = row["messages"][0]["content"], row["messages"][1]["content"]
         if kind == 0:
-            planted.append((ask(question.upper(), answer.replace(" ", "\n")), "duplicate"))
+            planted.append((ask(f"{question} \n", f"{answer}\n"), "duplicate"))
         elif kind == 1:  # (96 - 6) / (96 + 6) of the runs in common
             planted.append((similar(row, 6), "near_duplicate"))
         elif kind == 2:  # 75 / 117
@@ -418,7 +472,6 @@ def test_duplicates_can_be_kept_and_the_longest_can_stay(tmp_path: Path):
     assert selected(rows, tmp_path, questions=True) == {
         1: ("question", 0),
         2: ("duplicate", 0),
-        3: ("question", 0),
     }
     assert selected(rows, tmp_path, duplicates=False, near_duplicates=0.97) == {
         2: ("near_duplicate", 0)
