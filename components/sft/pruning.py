@@ -43,7 +43,10 @@ SHINGLE_WORDS = 5
 
 @dataclass(frozen=True)
 class PruneRules:
-    """Which rules are asked, and where they draw the line; 0 and --no-... turn one off."""
+    """Which rules are asked, and where they draw the line.
+
+    0 turns one off, and so do --no-... and an empty name of a field.
+    """
 
     bad_samples: Literal["refuse", "drop"] = "refuse"
     """What becomes of a row that holds no conversation: nothing is made, or it is left out."""

@@ -85,7 +85,10 @@ _OF_THE_MODEL = (
     "tokenizer",
     "chat_template",
     "config",
+    "device",
+    "dtype",
 )
+"""Options that ask for --model."""
 
 
 def main(options: Options) -> None:

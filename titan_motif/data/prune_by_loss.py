@@ -11,13 +11,13 @@ import titan_motif.device  # noqa: F401  (before anything of torchtitan)
 
 # isort: split
 import numpy as np
-import torch
 
 from titan_motif.components.sft.conversations import Conversation
 from titan_motif.components.sft.selection import Drop, Selection
 from titan_motif.components.sft.template import Sample, TemplateProblem, load_template
 from titan_motif.evaluation.conversation_loss import conversation_losses
 from titan_motif.evaluation.loading import (
+    dtype_named,
     load_model,
     newest_step,
     tokenizer_folder_of,
@@ -86,10 +86,7 @@ class LossJudge:
         self.name = str(model)
         self.template = load_template(folder, chat_template)
         place = usable_device(device)
-        if dtype == "auto":
-            dtype = "float32" if place.type == "cpu" else "bfloat16"
-        chosen = None if dtype == "same" else getattr(torch, dtype)
-        self.model = load_model(model, config, place, chosen)
+        self.model = load_model(model, config, place, dtype_named(dtype, place))
         self.batch_tokens = min(batch_tokens, self.model.model_args.max_seq_len)
         num_entries, known = self.template.tokenizer.get_vocab_size(), self.model.model_args
         if num_entries > known.vocab_size:

@@ -172,6 +172,8 @@ def test_nothing_is_written_over(lines, tmp_path: Path, capsys):
     [
         (["--near-duplicates", "2"], "--near-duplicates is 2.0; 0 (off) to 1 is needed"),
         (["--max-loss", "4"], "--max-loss is 4.0; it needs --model"),
+        (["--device", "cuda:9"], "--device is cuda:9; it needs --model"),
+        (["--dtype", "float64"], "--dtype is float64; it needs --model"),
         (
             ["--model", "m", "--min-loss", "7"],
             "--min-loss is 7.0; less than --max-loss, 6.0, is needed",
