@@ -11,7 +11,7 @@ from titan_motif.layout import Finding
 _NO_PIPELINE = "there is no pipeline parallelism here"
 _NO_CONTEXT = "there is no context parallelism here"
 _NO_EXPERTS = "Motif-2 has no experts"
-_NOT_SERVED = {
+NOT_SERVED = {
     "job.custom_config_module": "run_train.sh always reads titan_motif.config",
     "model.name": "it is the one train spec of this trainer",
     "model.tokenizer_path": "use model.hf_assets_path",
@@ -44,7 +44,7 @@ _NOT_SERVED = {
 }
 """Settings and whole sections of torchtitan's that must keep their defaults, each with the reason.
 titan_motif.layout refuses what it knows of parallelism."""
-_ALLOWED = {
+ALLOWED = {
     "optimizer.name": ("ParallelMuon", "AdamW", "Adam"),
     "model.converters": ("quantize.linear.float8",),
     "compile.components": ("model", "loss"),
@@ -77,7 +77,7 @@ def check_served(config: JobConfig, runs_here: bool) -> Iterator[Finding]:
         value, default = value_of(config, key), value_of(defaults, key)
         if reason and value != default:
             yield key, f"is {value!r}; only {default!r} is allowed: {reason}"
-    for key, allowed in _ALLOWED.items():
+    for key, allowed in ALLOWED.items():
         value = value_of(config, key)
         for entry in value if isinstance(value, list) else [value]:
             if entry not in allowed:
@@ -98,6 +98,6 @@ def check_served(config: JobConfig, runs_here: bool) -> Iterator[Finding]:
 
 def reason_against(key: str) -> str | None:
     """Return why a setting has to keep its default; None where it is served."""
-    while key and key not in _NOT_SERVED:
+    while key and key not in NOT_SERVED:
         key = key.rpartition(".")[0]  # the section that it lies in
-    return _NOT_SERVED.get(key)
+    return NOT_SERVED.get(key)

@@ -10,7 +10,7 @@ from titan_motif.model.args import Motif2ModelArgs
 Finding = tuple[str, str]
 """A key, and the rest of the sentence about it."""
 
-_REFUSED_DEGREES = {
+REFUSED_DEGREES = {
     "pipeline_parallel_degree": (
         "torchtitan 0.2.2 does not divide a pipeline's gradients by the tokens that count; "
         "use data_parallel_shard_degree and tensor_parallel_degree"
@@ -21,7 +21,7 @@ _REFUSED_DEGREES = {
     ),
     "expert_parallel_degree": "Motif-2 has no experts; use data_parallel_shard_degree",
 }
-_REFUSED_SWITCHES = {
+REFUSED_SWITCHES = {
     "disable_loss_parallel": "whole float32 logits on every rank would not fit; leave it false",
     "enable_async_tensor_parallel": "it was not verified with this model; leave it false",
 }
@@ -39,11 +39,11 @@ def check_layout(config: JobConfig, args: Motif2ModelArgs, world_size: int) -> I
 
 def _degrees(config: JobConfig, world_size: int) -> Iterator[Finding]:
     parallelism = config.parallelism
-    for name, reason in _REFUSED_DEGREES.items():
+    for name, reason in REFUSED_DEGREES.items():
         degree = getattr(parallelism, name)
         if degree != 1:
             yield f"parallelism.{name}", f"is {degree}; only 1 is allowed: {reason}"
-    for name, reason in _REFUSED_SWITCHES.items():
+    for name, reason in REFUSED_SWITCHES.items():
         if getattr(parallelism, name):
             yield f"parallelism.{name}", f"is true; {reason}"
     replicate = parallelism.data_parallel_replicate_degree

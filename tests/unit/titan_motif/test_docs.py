@@ -1,6 +1,5 @@
 """What the documentation has to keep up with."""
 
-import dataclasses
 import os
 import re
 import shlex
@@ -14,37 +13,9 @@ import pytest
 import titan_motif.device  # noqa: F401
 
 # isort: split
-import torchtitan.config.job_config as torchtitan_config
-
-from titan_motif import config
 from titan_motif.config_loading import load_config, read_files
 
 ROOT = Path(__file__).resolve().parents[3]
-
-
-def changed_fields(ours: type, theirs: type | None, prefix: str = "") -> list[str]:
-    """Fields that torchtitan's section does not have, or has with another type or default."""
-    known = {f.name: f for f in dataclasses.fields(theirs)} if theirs else {}
-    names = []
-    for field in dataclasses.fields(ours):
-        old = known.get(field.name)
-        if dataclasses.is_dataclass(field.type):
-            names += changed_fields(field.type, old and old.type, f"{prefix}{field.name}.")
-        elif not old or (old.type, old.default) != (field.type, field.default):
-            names.append(prefix + field.name)
-    return names
-
-
-def test_every_field_of_ours_is_in_the_reference():
-    text = (ROOT / "docs/configuration.md").read_text()
-    fields = changed_fields(config.JobConfig, torchtitan_config.JobConfig)
-    assert "training.builtin_vocab_size" in fields
-    missing = []
-    for name in fields:
-        section, _, leaf = name.rpartition(".")
-        if not re.search(rf"`{section}\.[^|]*\b{leaf}`", text):
-            missing.append(name)
-    assert not missing
 
 
 def documented_starts() -> list[str]:
