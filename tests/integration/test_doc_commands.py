@@ -314,6 +314,15 @@ def test_every_command_can_be_given(command: Command, tmp_path: Path, monkeypatc
     rule(command, tmp_path, monkeypatch)
 
 
+def test_commands_named_in_a_text_exist():
+    for page in PAGES:
+        text = re.sub(r"^( *)```.*?^\1```$", "", page.read_text(), flags=re.M | re.S)
+        for named in re.findall(r"`(?:\.venv/bin/)?titan-motif ([a-z][a-z -]*)", text):
+            words = named.split()
+            if not any(name.startswith(words[0] + " ") for name in cli.COMMANDS) or words[1:]:
+                assert name_of(words), page
+
+
 def test_a_command_of_no_known_kind_is_told():
     page = ROOT / "docs/index.md"
     (block,) = blocks_of(page, '```sh\nx="make all"\nA=1 $x --fast  # quickly\n```\n')
