@@ -10,17 +10,16 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 
-from titan_motif.config import JobConfig
-from titan_motif.config_loading import load_config, read_files
+from titan_motif.config_checks import model_args
 from titan_motif.experiments.cells import Cell
 from titan_motif.experiments.data import DataSettings, prepare_data
 from titan_motif.experiments.gda_page import gda_page
-from titan_motif.experiments.job import Devices, train
+from titan_motif.experiments.job import Devices, read_cell_job, train
 from titan_motif.experiments.page import Page
 from titan_motif.experiments.questions import ask
 from titan_motif.experiments.records import read_by_layer, read_run
 from titan_motif.experiments.tasks import TASKS
-from titan_motif.model import FLAVORS, Motif2Model, Motif2ModelArgs
+from titan_motif.model import Motif2Model, Motif2ModelArgs
 from titan_motif.study.runner import Row
 
 
@@ -100,22 +99,15 @@ class Gda:
         data: Path | None,
         devices: Devices,
     ) -> None:
-        file = f"train_configs/experiment_gda{'_quick' if is_quick else ''}.toml"
-        self.config = Path(__file__).resolve().parents[2] / file if config is None else config
         self.is_quick, self.devices = is_quick, devices
         self.data_settings = QUICK_DATA if is_quick else DATA
         self.num_asked = 20 if is_quick else 1000
-        self.common = [f"--job.config_file={self.config}"]
-        if tokens is not None:
-            if tokens < 1:
-                raise ValueError(f"--tokens is {tokens}; at least 1 is needed")
-            self.common.append(f"--curriculum.total_tokens={tokens}")
-        self.job = job = load_config(self.common, devices.count, runs_here=False)
-        folder = Path(job.training.dataset_path) if data is None else data
-        self.data = folder.absolute()
-        self.common.append(f"--training.dataset_path={self.data}")
-        self.standard = _model_args(job)
-        self.tokens = job.curriculum.total_tokens
+        self.base = read_cell_job(
+            self.name, is_quick=is_quick, tokens=tokens, config=config, data=data, devices=devices
+        )
+        self.job, self.data = self.base.job, self.base.data
+        self.standard = model_args(self.job)
+        self.tokens = self.job.curriculum.total_tokens
 
     def prepare(self) -> None:
         """Prepare the data, unless they are there."""
@@ -123,10 +115,9 @@ class Gda:
 
     def settings(self) -> dict[str, Any]:
         """Return what cells must have in common to stand in one table; after `prepare`."""
-        text = b"".join(file.read_bytes() for file, _ in read_files(self.config))
         data = {name: source["files"] for name, source in self.record["sources"].items()}
         return {
-            "config_sha256": hashlib.sha256(text).hexdigest(),
+            "config_sha256": self.base.config_sha256,
             "tokens": self.tokens,
             "asked": self.num_asked,
             "data": self.record["settings"],
@@ -145,7 +136,7 @@ class Gda:
 
     def run(self, cell: Cell, folder: Path) -> Row:
         """Train a cell in a folder, ask it, and return what is known of it."""
-        seconds = train([*self.common, *self.overrides(cell)], folder, self.devices)
+        seconds = train([*self.base.settings, *self.overrides(cell)], folder, self.devices)
         asked = ask(folder, self.data / "tokenizer", self.num_asked, self.devices.type)
         return {
             "training_seconds": round(seconds, 1),
@@ -184,9 +175,3 @@ class Gda:
         with torch.device("meta"):
             total = sum(parameter.numel() for parameter in Motif2Model(args).parameters())
         return {"total": total, "blocks": total - 2 * args.vocab_size * args.dim}
-
-
-def _model_args(job: JobConfig) -> Motif2ModelArgs:
-    args = Motif2ModelArgs(**asdict(FLAVORS[job.model.flavor]))
-    args.override(asdict(job.model.args))
-    return args

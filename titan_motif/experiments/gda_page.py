@@ -77,7 +77,7 @@ def gda_page(
             ]
         ),
         arms=tuple(arms),
-        compared=("standard", "ratio4"),
+        compared=(("standard", "ratio4"),),
         measures=(*losses, *shares),
         pictures=(
             Picture(

@@ -1,16 +1,23 @@
-"""A training job of a cell: torchrun with a process a GPU, and what the run has left."""
+"""A training job of a cell: what it is read from, and torchrun with a process a GPU."""
 
+import titan_motif.device  # noqa: F401  (before anything of torchtitan)
+
+# isort: split
+import hashlib
 import os
 import shutil
 import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+
+from titan_motif.config import JobConfig
+from titan_motif.config_loading import load_config, read_files
 
 NUM_TOLD = 20
 """Last lines of a job that failed, of which one says why."""
@@ -47,6 +54,48 @@ def choose_devices(name: str) -> Devices:
     return Devices("cpu", 1) if name == "cpu" or not num_gpus else Devices("cuda", num_gpus)
 
 
+class CellJob(NamedTuple):
+    """What the jobs of all cells have in common."""
+
+    config: Path
+    """The TOML file."""
+    settings: list[str]
+    """--job.config_file, and what of the command line is in the file's place."""
+    job: JobConfig
+    data: Path
+
+    @property
+    def config_sha256(self) -> str:
+        """Of the file and of those that it is based on."""
+        text = b"".join(file.read_bytes() for file, _ in read_files(self.config))
+        return hashlib.sha256(text).hexdigest()
+
+
+def read_cell_job(
+    name: str,
+    *,
+    is_quick: bool,
+    tokens: int | None,
+    config: Path | None,
+    data: Path | None,
+    devices: Devices,
+) -> CellJob:
+    """Return the job of an experiment; the options are those of `titan-motif experiment`.
+
+    Raises: ValueError, one line, for what makes no job
+    """
+    file = f"train_configs/experiment_{name}{'_quick' if is_quick else ''}.toml"
+    config = Path(__file__).resolve().parents[2] / file if config is None else config
+    settings = [f"--job.config_file={config}"]
+    if tokens is not None:
+        if tokens < 1:
+            raise ValueError(f"--tokens is {tokens}; at least 1 is needed")
+        settings.append(f"--curriculum.total_tokens={tokens}")
+    job = load_config(settings, devices.count, runs_here=False)
+    folder = (Path(job.training.dataset_path) if data is None else data).absolute()
+    return CellJob(config, [*settings, f"--training.dataset_path={folder}"], job, folder)
+
+
 def train(settings: Sequence[str], folder: Path, devices: Devices) -> float:
     """Train a job whose run lies in a folder, which is emptied, and return the seconds it took.
 
@@ -63,9 +112,16 @@ def train(settings: Sequence[str], folder: Path, devices: Devices) -> float:
         launcher += ["--local-ranks-filter", "0"]
     command = [sys.executable, "-m", "titan_motif.launch", *launcher, "-m", "titan_motif.train"]
     begin = time.perf_counter()
+    command += [*settings, f"--job.dump_folder={folder}"]
+    run_and_show(command, devices.environment, "training")
+    return time.perf_counter() - begin
+
+
+def run_and_show(command: Sequence[str], environment: Mapping[str, str], what: str) -> None:
+    """Run a command, its output on ours; RuntimeError, one line, if it fails."""
     process = subprocess.Popen(
-        [*command, *settings, f"--job.dump_folder={folder}"],
-        env=os.environ | devices.environment,
+        command,
+        env=os.environ | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -77,8 +133,7 @@ def train(settings: Sequence[str], folder: Path, devices: Devices) -> float:
         print(line, end="", flush=True)
         last.append(line.strip())
     if process.wait() != 0:
-        raise RuntimeError(f"training ended with exit code {process.returncode}: {_reason(last)}")
-    return time.perf_counter() - begin
+        raise RuntimeError(f"{what} ended with exit code {process.returncode}: {_reason(last)}")
 
 
 def _reason(lines: Sequence[str]) -> str:

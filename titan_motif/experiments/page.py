@@ -50,12 +50,14 @@ class Page(NamedTuple):
     """Markdown, as all texts here."""
     setup: str
     arms: tuple[str, ...]
-    compared: tuple[str, str]
-    """The two arms of the conclusion; the second is what the question is about."""
+    compared: tuple[tuple[str, str], ...]
+    """Pairs of arms of the conclusion; of each, the second is what the question is about."""
     measures: tuple[Measure, ...]
     pictures: tuple[Picture, ...]
     command: str
     """What makes it all."""
+    tell_more: Callable[[RowsByArm], Sequence[str]] = lambda rows: ()
+    """Returns results that are no measure of each arm, as parts of the page."""
 
 
 def write_page(
@@ -103,6 +105,7 @@ def render(
         "## Results",
         _told_missing(results.rows, planned),
         *_result_tables(page, rows),
+        *page.tell_more(rows),
         *(f"{p.text}\n\n![{page.title}: {p.name}]({page.name}/{p.name}.png)" for p in shown),
         "## Conclusion",
         *_conclusion(page, rows, is_quick),
@@ -203,18 +206,25 @@ def _told_summary(measure: Measure, rows: Sequence[Row]) -> str:
 def _conclusion(page: Page, rows: RowsByArm, is_quick: bool) -> list[str]:
     if is_quick:
         return ["None: --quick."]
-    first, second = page.compared
-    compared = {measure: compare(measure, rows, page.compared) for measure in page.measures}
+    told = [part for arms in page.compared for part in _told_pair(page.measures, rows, arms)]
+    return [*told, RULE]
+
+
+def _told_pair(
+    measures: Sequence[Measure], rows: RowsByArm, arms: tuple[str, str]
+) -> tuple[str, str]:
+    """Return a sentence and a table of two arms."""
+    first, second = arms
+    compared = {measure: compare(measure, rows, arms) for measure in measures}
     lines = [
         [measure.name, *_told_comparison(measure, comparison)]
         for measure, comparison in compared.items()
     ]
     counts = Counter(comparison.verdict for comparison in compared.values())
-    return [
+    return (
         f"{second} against {first}: {_told_counts(counts, first, second, len(compared))}.",
         table(["", f"{second} less {first}", "spread", "better"], lines),
-        RULE,
-    ]
+    )
 
 
 def _told_counts(counts: Counter, first: str, second: str, num: int) -> str:

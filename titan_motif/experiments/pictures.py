@@ -1,6 +1,7 @@
 """Pictures of an experiment's arms: curves with bands, accuracies with bars, layers over time."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from titan_motif.study.runner import Row
 
 RowsByArm = Mapping[str, Sequence[Row]]
 """Finished rows of every arm, in the order of seeds."""
+Line = tuple[list[float], list[float]]
+"""x and y of a curve."""
 
 
 def draw_validation(rows: RowsByArm, path: Path, groups: Sequence[str]) -> bool:
@@ -17,32 +20,48 @@ def draw_validation(rows: RowsByArm, path: Path, groups: Sequence[str]) -> bool:
 
     Returns: whether there was anything to draw
     """
+    panels = {
+        group: ("million tokens", partial(_losses, name=f"validation_loss/{group}"))
+        for group in groups
+    }
+    return draw_curves(rows, path, panels)
+
+
+def draw_curves(
+    rows: RowsByArm, path: Path, panels: Mapping[str, tuple[str, Callable[[Row], Line]]]
+) -> bool:
+    """Draw losses side by side: an arm's mean, and a band over seeds.
+
+    Args:
+        panels: by title: the label of x, and what gives a row's x and losses
+    Returns: whether there was anything to draw
+    """
     finished = {arm: found for arm, found in rows.items() if found}
     if not finished:
         return False
-    figure, panels = _panels(1, len(groups))
-    for axes, group in zip(panels[0], groups, strict=True):
+    figure, drawn = _panels(1, len(panels))
+    for axes, (title, (label, line_of)) in zip(drawn[0], panels.items(), strict=True):
         for arm, found in finished.items():
-            curves = [_losses(row, group) for row in found]
-            tokens, _ = min(curves, key=lambda curve: len(curve[0]))
+            curves = [line_of(row) for row in found]
+            xs, _ = min(curves, key=lambda curve: len(curve[0]))
             losses = list(zip(*(values for _, values in curves), strict=False))
             color = _color(arm, rows)
             means = [sum(values) / len(values) for values in losses]
-            axes.plot(tokens, means, color=color, label=_named(arm, found), linewidth=1.2)
+            axes.plot(xs, means, color=color, label=_named(arm, found), linewidth=1.2)
             if len(found) > 1:
                 lowest, highest = [min(v) for v in losses], [max(v) for v in losses]
-                axes.fill_between(tokens, lowest, highest, color=color, alpha=0.25, linewidth=0)
-        axes.set(title=group, xlabel="million tokens")
-    panels[0][0].set_ylabel("validation loss, nats a token")
-    panels[0][-1].legend(fontsize=8)
+                axes.fill_between(xs, lowest, highest, color=color, alpha=0.25, linewidth=0)
+        axes.set(title=title, xlabel=label)
+    drawn[0][0].set_ylabel("validation loss, nats a token")
+    drawn[0][-1].legend(fontsize=8)
     return _save(figure, path)
 
 
-def _losses(row: Row, group: str) -> tuple[list[float], list[float]]:
+def _losses(row: Row, name: str) -> Line:
     """Return a validation curve: millions of tokens, and losses."""
     curve = row["validation_curve"]
     tokens_of_step = row["tokens_seen"] / row["step"] / 1e6
-    return [step * tokens_of_step for step in curve["step"]], curve[f"validation_loss/{group}"]
+    return [step * tokens_of_step for step in curve["step"]], curve[name]
 
 
 def draw_accuracy(

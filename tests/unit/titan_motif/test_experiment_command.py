@@ -44,7 +44,7 @@ class Toy:
 
     def page(self, command):
         measure = Measure("loss", lambda row: row["loss"], is_better_lower=True)
-        return Page("gda", "Toy", "?", "-", ("a", "b"), ("a", "b"), (measure,), (), command)
+        return Page("gda", "Toy", "?", "-", ("a", "b"), (("a", "b"),), (measure,), (), command)
 
 
 @pytest.fixture

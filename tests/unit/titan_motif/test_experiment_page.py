@@ -49,7 +49,7 @@ def frame() -> Page:
         question="Which?",
         setup="Two arms.",
         arms=(*ARMS, "other"),
-        compared=ARMS,
+        compared=(ARMS,),
         measures=(LOSS, SHARE),
         pictures=(
             Picture("losses", "Losses.", partial(draw_validation, groups=("text",))),
@@ -147,6 +147,19 @@ def test_page_of_all_cells_concludes():
     assert "| text loss | -0.5000 | 0.0100 | new |" in text
     assert "| hops, 1 | +0.0 | 5.0 | none |" in text
     assert "no result" not in text
+
+
+def test_page_concludes_for_each_pair_and_tells_more():
+    rows = {f"old:{seed}": row(2.0 + seed / 100, 50) for seed in range(3)}
+    rows |= {f"new:{seed}": row(1.5 + seed / 100, 50) for seed in range(3)}
+    page = frame()._replace(
+        compared=(ARMS, ("other", "new")), tell_more=lambda rows: [f"{len(rows['new'])} are new."]
+    )
+    text = render(page, results(rows), PLANNED, [], is_quick=False)
+    assert "|  | new less old | spread | better |" in text
+    assert "new against other: not yet; there are too few seeds." in text
+    assert text.count("Rule:") == 1
+    assert text.index("3 are new.") < text.index("## Conclusion")
 
 
 def test_page_before_any_cell_has_no_pictures(tmp_path):
