@@ -1,4 +1,4 @@
-"""A cell of `experiment gda --quick` that is really prepared, trained and asked."""
+"""Cells of `experiment NAME --quick` that are really prepared and trained."""
 
 import json
 import os
@@ -12,9 +12,9 @@ from whole_runs import ROOT
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-def experiment(folder: Path, *words: str) -> subprocess.CompletedProcess:
+def experiment(folder: Path, *words: str, name: str = "gda") -> subprocess.CompletedProcess:
     folders = ["--data", folder / "data", "--runs", folder / "runs", "--output", folder / "pages"]
-    command = ["-m", "titan_motif.cli", "experiment", "gda", "--quick", "--device", "cpu"]
+    command = ["-m", "titan_motif.cli", "experiment", name, "--quick", "--device", "cpu"]
     return subprocess.run(
         [sys.executable, *command, *map(str, folders), *words],
         cwd=ROOT,
@@ -46,3 +46,19 @@ def test_a_quick_cell_ends_in_a_page(tmp_path):
     assert other.returncode == 1
     assert other.stderr.count("error:") == 1
     assert "its results are of tokens 20480, these would be of 10240" in other.stderr
+
+
+def test_a_grown_cell_begins_as_the_small_model(tmp_path):
+    finished = experiment(tmp_path, "--cells", "grown:0", name="growth")
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    row = json.loads((tmp_path / "pages/growth/results.json").read_text())["cells"]["grown:0"]
+    assert row["tokens_seen"] == row["small"]["tokens_seen"] == 20_480
+    exact, rounded = (row["equality"][dtype] for dtype in ("float64", "float32"))
+    assert exact["largest_difference"] < 1e-12
+    assert rounded["largest_difference"] < 1e-4
+    assert exact["loss_after"] == pytest.approx(exact["loss_before"], abs=1e-12)
+    assert exact["loss_before"] == pytest.approx(row["small"]["validation_loss"], abs=0.3)
+    assert row["validation_loss"] < row["small"]["validation_loss"]
+    page = (tmp_path / "pages/growth.md").read_text()
+    assert "| 1 | float64 |" in page
+    assert (tmp_path / "pages/growth/losses.png").is_file()

@@ -15,6 +15,7 @@ import tyro
 
 from titan_motif.experiments.cells import Cell, choose_cells
 from titan_motif.experiments.gda import Gda
+from titan_motif.experiments.growth import Growth
 from titan_motif.experiments.job import choose_devices
 from titan_motif.experiments.page import Page, write_page
 from titan_motif.run_records import describe_environment
@@ -52,7 +53,7 @@ class Experiment(Protocol):
         """
 
 
-EXPERIMENTS = {"gda": Gda}
+EXPERIMENTS = {"gda": Gda, "growth": Growth}
 
 
 @dataclass
@@ -64,8 +65,9 @@ class Options:
     Example: titan-motif experiment gda --cells standard:0,ratio4:0 --resume --time-limit 540
     """
 
-    name: tyro.conf.Positional[Literal["gda"]]
-    """Which: gda is standard attention against grouped differential attention."""
+    name: tyro.conf.Positional[Literal["gda", "growth"]]
+    """Which: gda is standard attention against grouped differential attention, growth a grown model
+    against one from scratch."""
     cells: str = ""
     """Some cells alone: ARM:SEED with commas."""
     seeds: int | None = None

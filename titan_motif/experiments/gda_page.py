@@ -5,8 +5,8 @@ from functools import partial
 from typing import Any
 
 from titan_motif.config import JobConfig
-from titan_motif.experiments.measures import Measure
-from titan_motif.experiments.page import Page, Picture, table
+from titan_motif.experiments.measures import Measure, group_losses
+from titan_motif.experiments.page import Page, Picture, table, told_optimizer
 from titan_motif.experiments.pictures import draw_accuracy, draw_layers, draw_validation
 from titan_motif.experiments.tasks import TASKS
 from titan_motif.study.runner import Row
@@ -56,10 +56,6 @@ def gda_page(
         settings:   of the results
     """
     accuracy = {task.name: (task.unit, _accuracies(task.name, settings["asked"])) for task in TASKS}
-    losses = [
-        Measure(f"{group} loss", partial(_loss, group=group), is_better_lower=True)
-        for group in GROUPS
-    ]
     shares = [
         measure for _, by_difficulty in accuracy.values() for measure in by_difficulty.values()
     ]
@@ -78,7 +74,7 @@ def gda_page(
         ),
         arms=tuple(arms),
         compared=(("standard", "ratio4"),),
-        measures=(*losses, *shares),
+        measures=(*group_losses(GROUPS), *shares),
         pictures=(
             Picture(
                 "losses",
@@ -101,10 +97,6 @@ def gda_page(
         ),
         command=command,
     )
-
-
-def _loss(row: Row, group: str) -> float:
-    return row["validation_losses"][group]
 
 
 def _accuracies(task: str, num_asked: int) -> dict[int, Measure]:
@@ -150,17 +142,13 @@ def _arm_table(
 
 
 def _told_training(job: JobConfig, settings: Mapping[str, Any]) -> str:
-    optimizer, schedule, phase = job.optimizer, job.lr_scheduler, job.curriculum.phases[0]
+    phase = job.curriculum.phases[0]
     args, weights = job.model.args, phase.weights_start
     shares = ", ".join(f"{name} {100 * share:.0f}%" for name, share in weights.items())
     return (
         f"Every cell: {args.n_layers} layers of width {args.dim}, heads of {args.head_dim}, "
         f"{args.vocab_size:,} entries; {settings['tokens']:,} tokens ({shares}) in sequences of "
-        f"{phase.seq_len}, {phase.global_batch_tokens:,} a step; {optimizer.name}, learning rate "
-        f"{optimizer.lr:g}, weight decay {optimizer.weight_decay:g}, {schedule.warmup_steps} steps "
-        f"of warm-up, the last {100 * schedule.decay_ratio:.0f}% falling to "
-        f"{100 * schedule.min_lr_factor:g}% ({schedule.decay_type}). A cell's seed is of its "
-        "initial weights and of the data's order. No rate was tuned for any arm."
+        f"{phase.seq_len}, {phase.global_batch_tokens:,} a step; {told_optimizer(job)}"
     )
 
 

@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from titan_motif.study.runner import Row
@@ -36,6 +37,18 @@ class Measure(NamedTuple):
         if self.num_asked is None:
             return 0.0
         return (share * (1 - share) / self.num_asked) ** 0.5
+
+
+def group_losses(groups: Sequence[str]) -> tuple[Measure, ...]:
+    """Return the measures of the validation loss of each group."""
+    return tuple(
+        Measure(f"{group} loss", partial(_group_loss, group=group), is_better_lower=True)
+        for group in groups
+    )
+
+
+def _group_loss(row: Row, group: str) -> float:
+    return row["validation_losses"][group]
 
 
 class Summary(NamedTuple):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from titan_motif.config import JobConfig
 from titan_motif.experiments.cells import Cell
 from titan_motif.experiments.measures import (
     RULE,
@@ -119,6 +120,18 @@ def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table whose first column is text, the others numbers."""
     ruler = "| --- |" + " ---: |" * (len(head) - 1)
     return "\n".join([_line(head), ruler, *map(_line, lines)])
+
+
+def told_optimizer(job: JobConfig) -> str:
+    """Tell how a cell's job learns, from the optimizer's name to the end of the set-up."""
+    optimizer, schedule = job.optimizer, job.lr_scheduler
+    return (
+        f"{optimizer.name}, learning rate "
+        f"{optimizer.lr:g}, weight decay {optimizer.weight_decay:g}, {schedule.warmup_steps} steps "
+        f"of warm-up, the last {100 * schedule.decay_ratio:.0f}% falling to "
+        f"{100 * schedule.min_lr_factor:g}% ({schedule.decay_type}). A cell's seed is of its "
+        "initial weights and of the data's order. No rate was tuned for any arm."
+    )
 
 
 def _line(words: Sequence[str]) -> str:
