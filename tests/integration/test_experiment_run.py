@@ -62,3 +62,14 @@ def test_a_grown_cell_begins_as_the_small_model(tmp_path):
     page = (tmp_path / "pages/growth.md").read_text()
     assert "| 1 | float64 |" in page
     assert (tmp_path / "pages/growth/losses.png").is_file()
+
+
+def test_a_mixture_told_from_the_end_is_trained(tmp_path):
+    finished = experiment(tmp_path, "--cells", "hard_first:0", name="curriculum")
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    row = json.loads((tmp_path / "pages/curriculum/results.json").read_text())["cells"]
+    assert row["hard_first:0"]["tokens_seen"] == 22_528
+    assert list(row["hard_first:0"]["validation_losses"]) == ["english", "code", "mathematics"]
+    page = (tmp_path / "pages/curriculum.md").read_text()
+    assert "| mean of groups | - | - |" in page
+    assert (tmp_path / "pages/curriculum/losses.png").is_file()

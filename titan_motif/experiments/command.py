@@ -14,6 +14,7 @@ import titan_motif.device  # noqa: F401  (before anything of torchtitan)
 import tyro
 
 from titan_motif.experiments.cells import Cell, choose_cells
+from titan_motif.experiments.curriculum import CurriculumExperiment
 from titan_motif.experiments.gda import Gda
 from titan_motif.experiments.growth import Growth
 from titan_motif.experiments.job import choose_devices
@@ -53,7 +54,7 @@ class Experiment(Protocol):
         """
 
 
-EXPERIMENTS = {"gda": Gda, "growth": Growth}
+EXPERIMENTS = {"gda": Gda, "growth": Growth, "curriculum": CurriculumExperiment}
 
 
 @dataclass
@@ -65,9 +66,9 @@ class Options:
     Example: titan-motif experiment gda --cells standard:0,ratio4:0 --resume --time-limit 540
     """
 
-    name: tyro.conf.Positional[Literal["gda", "growth"]]
+    name: tyro.conf.Positional[Literal["gda", "growth", "curriculum"]]
     """Which: gda is standard attention against grouped differential attention, growth a grown model
-    against one from scratch."""
+    against one from scratch, curriculum one mixture over time against others."""
     cells: str = ""
     """Some cells alone: ARM:SEED with commas."""
     seeds: int | None = None

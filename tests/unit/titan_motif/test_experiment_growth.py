@@ -1,5 +1,8 @@
 """The arms of the growth experiment, and what its page says of them."""
 
+import titan_motif.device  # noqa: F401  (before anything of torchtitan)
+
+# isort: split
 import pytest
 
 from titan_motif.config_checks import model_args
