@@ -17,7 +17,7 @@ from titan_motif.experiments.cells import Cell, choose_cells
 from titan_motif.experiments.curriculum import CurriculumExperiment
 from titan_motif.experiments.gda import Gda
 from titan_motif.experiments.growth import Growth
-from titan_motif.experiments.job import choose_devices
+from titan_motif.experiments.job import CellOptions, choose_devices
 from titan_motif.experiments.page import Page, write_page
 from titan_motif.run_records import describe_environment
 from titan_motif.study.results import Results
@@ -108,11 +108,7 @@ def main(options: Options) -> None:
     if file.exists() and not options.resume:
         raise ValueError(f"{file}: is there already; --resume goes on, --output is another folder")
     experiment: Experiment = kind(
-        is_quick=options.quick,
-        tokens=options.tokens,
-        config=options.config,
-        data=options.data,
-        devices=devices,
+        CellOptions(devices, options.quick, options.tokens, options.config, options.data)
     )
     experiment.prepare()
     environment = describe_environment(devices.count)

@@ -15,7 +15,7 @@ from titan_motif.curriculum import phases_of
 from titan_motif.experiments.builtin_corpus import files_sha256, prepare_builtin
 from titan_motif.experiments.cells import Cell
 from titan_motif.experiments.curriculum_page import curriculum_page
-from titan_motif.experiments.job import Devices, read_cell_job, train
+from titan_motif.experiments.job import CellOptions, read_cell_job, train
 from titan_motif.experiments.page import Page
 from titan_motif.experiments.records import read_run
 from titan_motif.study.runner import Row, replace_text
@@ -96,19 +96,9 @@ class CurriculumExperiment:
     name = "curriculum"
     seeds_of: ClassVar = dict.fromkeys(ARMS, 3)
 
-    def __init__(
-        self,
-        *,
-        is_quick: bool,
-        tokens: int | None,
-        config: Path | None,
-        data: Path | None,
-        devices: Devices,
-    ) -> None:
-        self.devices = devices
-        self.base = base = read_cell_job(
-            self.name, is_quick=is_quick, tokens=tokens, config=config, data=data, devices=devices
-        )
+    def __init__(self, options: CellOptions) -> None:
+        self.devices = options.devices
+        self.base = base = read_cell_job(self.name, options)
         if any(p.global_batch_tokens_end != -1 for p in base.job.curriculum.phases):
             raise ValueError(f"{base.config}: batches that grow within a phase cannot be reversed")
         self.phases = rounded(phases_of(base.job, None))

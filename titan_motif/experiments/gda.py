@@ -14,7 +14,7 @@ from titan_motif.config_checks import model_args
 from titan_motif.experiments.cells import Cell
 from titan_motif.experiments.data import DataSettings, prepare_data
 from titan_motif.experiments.gda_page import gda_page
-from titan_motif.experiments.job import Devices, read_cell_job, train
+from titan_motif.experiments.job import CellOptions, read_cell_job, train
 from titan_motif.experiments.page import Page
 from titan_motif.experiments.questions import ask
 from titan_motif.experiments.records import read_by_layer, read_run
@@ -90,21 +90,11 @@ class Gda:
     name = "gda"
     seeds_of: ClassVar = {name: arm.seeds for name, arm in ARMS.items()}
 
-    def __init__(
-        self,
-        *,
-        is_quick: bool,
-        tokens: int | None,
-        config: Path | None,
-        data: Path | None,
-        devices: Devices,
-    ) -> None:
-        self.is_quick, self.devices = is_quick, devices
-        self.data_settings = QUICK_DATA if is_quick else DATA
-        self.num_asked = 20 if is_quick else 1000
-        self.base = read_cell_job(
-            self.name, is_quick=is_quick, tokens=tokens, config=config, data=data, devices=devices
-        )
+    def __init__(self, options: CellOptions) -> None:
+        self.devices = options.devices
+        self.data_settings = QUICK_DATA if options.is_quick else DATA
+        self.num_asked = 20 if options.is_quick else 1000
+        self.base = read_cell_job(self.name, options)
         self.job, self.data = self.base.job, self.base.data
         self.standard = model_args(self.job)
         self.tokens = self.job.curriculum.total_tokens

@@ -20,7 +20,7 @@ from titan_motif.experiments.builtin_corpus import files_sha256, prepare_builtin
 from titan_motif.experiments.cells import Cell
 from titan_motif.experiments.growth_equality import compare_on_text
 from titan_motif.experiments.growth_page import ARMS, growth_page
-from titan_motif.experiments.job import Devices, read_cell_job, run_and_show, train
+from titan_motif.experiments.job import CellOptions, read_cell_job, run_and_show, train
 from titan_motif.experiments.page import Page
 from titan_motif.experiments.records import read_run
 from titan_motif.growth.mapping import carried_lam_init
@@ -62,19 +62,9 @@ class Growth:
     name = "growth"
     seeds_of: ClassVar = dict.fromkeys(ARMS, 3)
 
-    def __init__(
-        self,
-        *,
-        is_quick: bool,
-        tokens: int | None,
-        config: Path | None,
-        data: Path | None,
-        devices: Devices,
-    ) -> None:
-        self.is_quick, self.devices = is_quick, devices
-        self.base = base = read_cell_job(
-            self.name, is_quick=is_quick, tokens=tokens, config=config, data=data, devices=devices
-        )
+    def __init__(self, options: CellOptions) -> None:
+        self.is_quick, self.devices = options.is_quick, options.devices
+        self.base = base = read_cell_job(self.name, options)
         self.large = model_args(base.job)
         self.small = small_of(self.large)
         if len(base.job.curriculum.phases) != 1:

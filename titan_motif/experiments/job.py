@@ -54,6 +54,18 @@ def choose_devices(name: str) -> Devices:
     return Devices("cpu", 1) if name == "cpu" or not num_gpus else Devices("cuda", num_gpus)
 
 
+class CellOptions(NamedTuple):
+    """What `titan-motif experiment` is asked for; None is the experiment's own."""
+
+    devices: Devices
+    is_quick: bool = False
+    tokens: int | None = None
+    config: Path | None = None
+    """The TOML file."""
+    data: Path | None = None
+    """Folder of the prepared data."""
+
+
 class CellJob(NamedTuple):
     """What the jobs of all cells have in common."""
 
@@ -71,27 +83,20 @@ class CellJob(NamedTuple):
         return hashlib.sha256(text).hexdigest()
 
 
-def read_cell_job(
-    name: str,
-    *,
-    is_quick: bool,
-    tokens: int | None,
-    config: Path | None,
-    data: Path | None,
-    devices: Devices,
-) -> CellJob:
-    """Return the job of an experiment; the options are those of `titan-motif experiment`.
+def read_cell_job(name: str, options: CellOptions) -> CellJob:
+    """Return what the jobs of an experiment's cells have in common.
 
     Raises: ValueError, one line, for what makes no job
     """
-    file = f"train_configs/experiment_{name}{'_quick' if is_quick else ''}.toml"
+    config, tokens, data = options.config, options.tokens, options.data
+    file = f"train_configs/experiment_{name}{'_quick' if options.is_quick else ''}.toml"
     config = Path(__file__).resolve().parents[2] / file if config is None else config
     settings = [f"--job.config_file={config}"]
     if tokens is not None:
         if tokens < 1:
             raise ValueError(f"--tokens is {tokens}; at least 1 is needed")
         settings.append(f"--curriculum.total_tokens={tokens}")
-    job = load_config(settings, devices.count, runs_here=False)
+    job = load_config(settings, options.devices.count, runs_here=False)
     folder = (Path(job.training.dataset_path) if data is None else data).absolute()
     return CellJob(config, [*settings, f"--training.dataset_path={folder}"], job, folder)
 

@@ -19,7 +19,7 @@ class Toy:
     setting = 1
     ran: list[str] = []  # noqa: RUF012
 
-    def __init__(self, **options):
+    def __init__(self, options):
         pass
 
     def prepare(self):

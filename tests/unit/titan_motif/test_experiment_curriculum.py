@@ -14,16 +14,14 @@ from titan_motif.curriculum import phases_of, plan_of
 from titan_motif.experiments.cells import Cell
 from titan_motif.experiments.curriculum import ARMS, CurriculumExperiment, reversed_in_time
 from titan_motif.experiments.curriculum_page import mean_loss, tokens_of_groups
-from titan_motif.experiments.job import Devices
+from titan_motif.experiments.job import CellOptions, Devices
 
 ROOT = Path(__file__).resolve().parents[3]
 TOKENS = 460_800
 
 
 def curriculum(tokens: int | None = None) -> CurriculumExperiment:
-    return CurriculumExperiment(
-        is_quick=False, tokens=tokens, config=None, data=None, devices=Devices("cpu", 1)
-    )
+    return CurriculumExperiment(CellOptions(Devices("cpu", 1), tokens=tokens))
 
 
 def mixture(phases: list[Phase], token: int) -> dict[str, float]:

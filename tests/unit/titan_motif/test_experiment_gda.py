@@ -4,12 +4,12 @@ import torch
 from torch.nn import functional
 
 from titan_motif.experiments.gda import ARMS, Gda, shape_of
-from titan_motif.experiments.job import Devices
+from titan_motif.experiments.job import CellOptions, Devices
 from titan_motif.model.attention import Attention, rotation_at
 
 
 def gda(*, is_quick: bool = False) -> Gda:
-    return Gda(is_quick=is_quick, tokens=None, config=None, data=None, devices=Devices("cpu", 1))
+    return Gda(CellOptions(Devices("cpu", 1), is_quick))
 
 
 def test_arms_have_equally_many_parameters():

@@ -18,14 +18,14 @@ from titan_motif.experiments.growth_page import (
     over_tokens,
     reached,
 )
-from titan_motif.experiments.job import Devices
+from titan_motif.experiments.job import CellOptions, Devices
 from titan_motif.growth.grow import plan_growth
 
 T = 307_200
 
 
 def growth(tokens: int | None = None) -> Growth:
-    return Growth(is_quick=False, tokens=tokens, config=None, data=None, devices=Devices("cpu", 1))
+    return Growth(CellOptions(Devices("cpu", 1), tokens=tokens))
 
 
 def row(last: float, *, small: dict | None = None) -> dict:
