@@ -55,6 +55,7 @@ def test_every_config_loads_and_builds_on_meta(file: Path, tmp_path: Path, monke
         model = Motif2Model(model_args(config))
     counts = {"debug": 1_537_840, "2_6b": 2_597_218_432, "12_7b": 12_703_860_896}
     counts |= {"experiment_gda": 33_563_168, "experiment_gda_quick": 229_704}
+    counts |= {"experiment_growth_quick": 127_192, "experiment_curriculum_quick": 104_576}
     named = file.stem if file.stem in counts else config.model.flavor
     assert sum(p.numel() for p in model.parameters()) == counts[named]
 
