@@ -17,6 +17,7 @@ from titan_motif.components.sft.selection import Drop, Selection
 from titan_motif.components.sft.template import Sample, TemplateProblem, load_template
 from titan_motif.evaluation.conversation_loss import conversation_losses
 from titan_motif.evaluation.loading import (
+    check_vocabulary,
     dtype_named,
     load_model,
     newest_step,
@@ -88,12 +89,8 @@ class LossJudge:
         place = usable_device(device)
         self.model = load_model(model, config, place, dtype_named(dtype, place))
         self.batch_tokens = min(batch_tokens, self.model.model_args.max_seq_len)
-        num_entries, known = self.template.tokenizer.get_vocab_size(), self.model.model_args
-        if num_entries > known.vocab_size:
-            raise ValueError(
-                f"{folder}: the tokenizer has {num_entries} entries; the network knows "
-                f"{known.vocab_size}"
-            )
+        num_entries = self.template.tokenizer.get_vocab_size()
+        check_vocabulary(num_entries, folder, self.model.model_args)
 
     def losses(self, samples: Iterable[Sample]) -> Iterator[float | None]:
         """Yield the nats a learnt token of each sample, None where nothing is learnt."""

@@ -90,7 +90,7 @@ def main(options: Options) -> None:
     model = load_model(
         options.checkpoint, options.config, device, dtype_named(options.dtype, device)
     )
-    check_vocabulary(tokenizer, folder, model.model_args)
+    check_vocabulary(tokenizer.vocab_size, folder, model.model_args)
     generator = _Generator(options, model, tokenizer, prompter.stop_tokens)
     entries = generator.continue_all(texts, prompts) if texts else _converse(prompter, generator)
     found: list[dict[str, Any]] = []

@@ -86,7 +86,7 @@ class HarnessModel(TemplateLM):
 
     def _load_tokenizer(self, is_chat: bool) -> None:
         loaded = load_tokenizer(self.folder)
-        check_vocabulary(loaded, self.folder, self.model.model_args)
+        check_vocabulary(loaded.vocab_size, self.folder, self.model.model_args)
         self._tokenizer, self._end = loaded.tokenizer, loaded.end_id
         # As transformers reads it, and as a chat template needs it.
         self._tokenizer.encode_special_tokens = False

@@ -110,11 +110,11 @@ def tokenizer_of(path: str | Path, chosen: str | Path | None = None) -> Document
     return load_tokenizer(tokenizer_folder_of(path, chosen))
 
 
-def check_vocabulary(tokenizer: DocumentTokenizer, folder: Path, args: Motif2ModelArgs) -> None:
-    """Raise ValueError, one line, if a tokenizer has more entries than a network."""
-    if tokenizer.vocab_size > args.vocab_size:
+def check_vocabulary(num_entries: int, folder: Path, args: Motif2ModelArgs) -> None:
+    """Raise ValueError, one line, if a folder's tokenizer has more entries than a network."""
+    if num_entries > args.vocab_size:
         raise ValueError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size} entries; the network knows "
+            f"{folder}: the tokenizer has {num_entries} entries; the network knows "
             f"{args.vocab_size}"
         )
 
