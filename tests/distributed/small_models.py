@@ -1,15 +1,17 @@
-"""Models of random weights, and their directories."""
+"""Models of random weights and their directories; a source of a few texts."""
 
 import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 import titan_motif.device  # noqa: F401
 
 # isort: split
+from titan_motif.components.curriculum.tokenizer import load_tokenizer
 from titan_motif.components.safetensors_files import (
     TensorShape,
     cut_into_shards,
@@ -19,6 +21,19 @@ from titan_motif.components.safetensors_files import (
 from titan_motif.model import Motif2Model, Motif2ModelArgs
 from titan_motif.model.hf_config import hf_config
 from titan_motif.model.state_dict_adapter import released_name
+
+GROUPED = Motif2ModelArgs(
+    dim=20,
+    n_layers=2,
+    n_heads=10,
+    n_kv_heads=4,
+    head_dim=8,
+    hidden_dim=24,
+    vocab_size=300,
+    max_seq_len=64,
+    kernels="torch",
+)
+"""Groups of four signal heads to a noise head, for a tokenizer of up to 300 entries."""
 
 
 def random_model(args: Motif2ModelArgs, seed: int = 0) -> Motif2Model:
@@ -65,3 +80,14 @@ def overrides(args: Motif2ModelArgs) -> str:
     }
     lines = [f"{name} = {json.dumps(value)}" for name, value in changed.items()]
     return "[model.args]\n" + "\n".join(lines) + "\n"
+
+
+def write_source(folder: Path, tokenizer_folder: Path, texts: list[str]) -> Path:
+    """Write a source's held-out split, as `titan-motif data prepare` does; return its folder."""
+    loaded = load_tokenizer(tokenizer_folder)
+    pieces = [[*loaded.tokenizer.encode(text).ids, loaded.end_id] for text in texts]
+    split = folder / "validation"
+    split.mkdir(parents=True)
+    np.save(split / "tokens.npy", np.concatenate(pieces).astype(np.uint16))
+    np.save(split / "document_offsets.npy", np.cumsum([0, *map(len, pieces)], dtype=np.int64))
+    return split

@@ -2,14 +2,11 @@
 
 import random
 import re
-import time
 from pathlib import Path
 
 import pytest
 
-from titan_motif.components.sft.arithmetic import wrong_sums
 from titan_motif.components.sft.conversations import Conversation, read_conversation
-from titan_motif.components.sft.expected_answer import check_answer
 from titan_motif.components.sft.pruning import (
     RULES,
     PruneRules,
@@ -42,174 +39,6 @@ def conversation(row: dict) -> Conversation:
 
 def finding(row: dict, **rules):
     return examine(conversation(row), row, PruneRules(**rules)).finding
-
-
-# ---- sums
-
-
-@pytest.mark.parametrize(
-    ("text", "told"),
-    [
-        ("So 2 + 2 = 5.", "2 + 2 = 5: 4 is not 5"),
-        ("2 + 3 * 4 = 20", "2 + 3 * 4 = 20: 14 is not 20"),
-        ("3x4=13", "3x4 = 13: 12 is not 13"),
-        (r"\(3 \times 4 = 14\)", r"3 \times 4 = 14: 12 is not 14"),
-        ("5 − 3 = 4", "5 − 3 = 4: 2 is not 4"),  # noqa: RUF001
-        ("3 - 5 = 2", "3 - 5 = 2: -2 is not 2"),
-        ("-3 + 5 = 8", "-3 + 5 = 8: 2 is not 8"),
-        ("1,200 + 300 = 1,600", "1,200 + 300 = 1,600: 1500 is not 1600"),
-        ("$5 + $3 = $9", "$5 + $3 = $9: 8 is not 9"),
-        ("2.5 * 3.33 = 8.2", "2.5 * 3.33 = 8.2: 8.325 is not 8.2"),
-        ("1. 3 + 4 = 8 apples", "3 + 4 = 8: 7 is not 8"),
-        ("* 3 + 4 = 8", "3 + 4 = 8: 7 is not 8"),
-        ("3 + 4 = 7 and 4 + 4 = 9", "4 + 4 = 9: 8 is not 9"),
-        ("3 + 4 = 8\n- 2 left", "3 + 4 = 8: 7 is not 8"),
-        ("---\n3 + 4 = 8", "3 + 4 = 8: 7 is not 8"),
-        ("- 3 + 4 = 7\n- 7 + 4 = 12", "7 + 4 = 12: 11 is not 12"),
-        ("8 = 3 + 4", "8 = 3 + 4: 8 is not 7"),
-        ("6 x 91 = 6 x 90 + 6 x 1 = 540 + 6 = 547", "540 + 6 = 547: 546 is not 547"),
-        ("7 * 1.1 = 7.71", "7 * 1.1 = 7.71: 7.7 is not 7.71"),
-        (
-            "1000000000000 + 1 = 1000000000000",
-            "1000000000000 + 1 = 1000000000000: 1000000000001 is not 1000000000000",
-        ),
-        # Emphasis, exclamations, units, and what only looks like a range, a time, a function.
-        ("**12 + 7 = 20**", "12 + 7 = 20: 19 is not 20"),
-        ("so **12** + **7** = **20**.", "12 + 7 = 20: 19 is not 20"),
-        ("_12 + 7 = 20_", "12 + 7 = 20: 19 is not 20"),
-        ("12+7=20!", "12+7 = 20: 19 is not 20"),
-        ("5 * 23 = 5! That is it.", "5 * 23 = 5: 115 is not 5"),
-        ("12 apples + 7 apples = 20 apples", "12 + 7 = 20: 19 is not 20"),
-        ("1 apple + 7 apples - 2 apples = 7 apples", "1 + 7 - 2 = 7: 6 is not 7"),
-        ("12-7=6", "12-7 = 6: 5 is not 6"),
-        ("Total:3 + 4 = 8", "3 + 4 = 8: 7 is not 8"),
-        ("The books cost 3 x 4 = 13, since 3 x 4 = 12", "3 x 4 = 13: 12 is not 13"),
-        ("255 + 1 = 0", "255 + 1 = 0: 256 is not 0"),  # of eight bits it is right
-        ("6 x 91 = 6 x 90 + 7 = 547", "6 x 91 = 6 x 90 + 7: 546 is not 547"),
-    ],
-)
-def test_a_wrong_sum_is_told_with_its_value(text: str, told: str):
-    assert list(wrong_sums(text)) == [told]
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        *("2+2=4", "3 + 4 + 5 = 12.", "2 + 3 * 4 = 14", "1,200 + 300 = 1,500", "-3 + 5 = 2"),
-        *("3 - 5 = −2", "2.5 * 3.33 = 8.3", "0.1 + 0.2 = 0.3", "- 3 + 4 = 1", "- 3 + 4 = 7"),  # noqa: RUF001
-        # Parts of longer terms, and what is no statement.
-        *("2^3 * 2 = 16", "1/2 * 4 = 2", "x - 3 + 5 = 9", "10 - 3 + 5 = 12", "2x + 3 = 9"),
-        *(
-            "3 + 4 = 8x",
-            "3 + 4 = 10/2",
-            "3 * 5 = 15 + 2 = 17",
-            "6 x 91 = 6 x 90 + 6 = 546",
-            "5! - 3 = 117",
-            "f(3) + 4 = 9",
-        ),
-        *("3 + 4 == 8", "3 + 4 >= 9", "Is 3 + 4 = 8?", "7 * 3 = 1 (mod 5)", "0x10 = 16"),
-        # What floats make of decimals, ranges, times, functions, factorials, powers.
-        *("0.1 + 0.2 = 0.30000000000000004", "7 * 1.1 = 7.700000000000001"),
-        *("pages 10-12 = 3", "2019-2020 = 1 year", "4:30 + 45 = 5:15", "30 + 45 = 5:15"),
-        *("log 100 + 1 = 3", "log2 8 + 1 = 4", r"\\log_{10} 100 + 1 = 3", "20% of 50 + 5 = 15"),
-        *("5 * 24 = 5!", "5 * 24 = 5! + 0", "2 **3 = 8", "5 *3 + 1 = 16 and 4 *2 = 8", "2**3 = 8"),
-        *("2 hours + 30 minutes = 150 minutes", "12 apples + 7 apples = 19 apples"),
-        *("1 + 1 = 10 in binary", "3 + 4 = 8%", "2 * (3 + 4) = 14", r"3 * 4 = 1\frac{1}{2}"),
-    ],
-)
-def test_what_is_right_or_uncertain_is_no_wrong_sum(text: str):
-    assert list(wrong_sums(text)) == []
-
-
-# ---- expected results
-
-
-@pytest.mark.parametrize(
-    ("expected", "answer", "verdict"),
-    [
-        ("42", "42.", "equal"),
-        (42, "6 times 7 = 41", "unknown"),
-        (42, "x = 41 apples", "different"),
-        (42.0, r"41 or so: \boxed{42}", "equal"),
-        (1000, "$1,000.00", "equal"),
-        ("3 + 4 is 7.\n#### 7", "Answer: 8. Not 7", "unknown"),
-        ("3 + 4 is 7.\n#### 7", "Answer: 8.\nNot 7", "different"),
-        ("42", "**Answer:** 42 apples\nAll 6 of 7.", "equal"),
-        ("42", "The answer is x = 42.", "equal"),
-        ("42", "Answer:\n42", "equal"),
-        ("1/2", r"\boxed{\frac{1}{2}}", "equal"),
-        ("0.5", r"\boxed{\dfrac{1}{3}}", "different"),
-        ("3.5", "Answer: 3.50 km/h", "equal"),
-        (-3, "x = -3", "equal"),
-        (-3, "x = 3", "different"),
-        ("2500", "Answer: 2.5e3", "equal"),
-        ("2.5E-3", "Answer: 0.00254", "equal"),
-        ("2500", "Answer: 2.6e3", "different"),
-        # Shares and percentages.
-        ("50%", "Answer: 0.5", "equal"),
-        ("1/2", r"\boxed{50\%}", "equal"),
-        ("50", "Answer: 50 percent", "equal"),
-        ("0.5", "Answer: 60%", "unknown"),
-        ("50%", "Answer: 60%", "different"),
-        # As far as they are written out.
-        ("1/3", "Answer: 0.333", "equal"),
-        ("1/3", "Answer: 0.3", "unknown"),
-        ("1/3", "Answer: 0.34", "different"),
-        ("33.3", "Answer: 33.33", "equal"),
-        ("33.33", "Answer: 33.3", "unknown"),
-        ("33.3", "Answer: 33.4", "different"),
-        ("18", "Answer: 18.4", "unknown"),
-        ("18", "Answer: 18.6", "different"),
-        (0.1 + 0.2, "Answer: 0.3", "unknown"),
-        # Words of scale, other units.
-        ("18,000,000", "Answer: 18 million", "unknown"),
-        ("18 thousand", "Answer: 18,000", "unknown"),
-        ("5000", "Answer: 5k", "unknown"),
-        ("5 km", "Answer: 5000 m", "unknown"),
-        ("5 km", "Answer: 6 km", "different"),
-        ("5", "Answer: 6 m", "different"),
-        # The last number of a text may be any.
-        ("18", "She pays $18. See problem 3.", "unknown"),
-        ("18", "Answer: $18. See problem 3.", "unknown"),
-        (7, "seven", "unknown"),
-        ("1", "Answer: 1e9999", "unknown"),
-        ("B", "Answer: (B)", "equal"),
-        ("B", r"\boxed{\text{C}}", "different"),
-        ("yes", "The answer is No.", "different"),
-        # What cannot be compared for certain.
-        ("4", r"\boxed{\sqrt{16}}", "unknown"),
-        ("x + 1", r"\boxed{4}", "unknown"),
-        ("8", "Answer: between 7 and 9", "unknown"),
-        ("B", "It is C", "unknown"),
-        ("B", "The answer is correct.", "unknown"),
-        ("Paris", "The answer is Rome.", "unknown"),
-        ("It is a long story of 3 men.", "Answer: 4", "unknown"),
-        (True, "Answer: 0", "unknown"),
-        ([4], "Answer: 3", "unknown"),
-    ],
-)
-def test_an_answer_against_its_expected_result(expected, answer: str, verdict: str):
-    assert check_answer(expected, answer)[0] == verdict
-
-
-def test_hostile_texts_take_no_time_and_no_number_is_too_long():
-    begin = time.perf_counter()
-    for text in ("1 apples + " * 9_000, "(*a" * 20_000, " **1" * 20_000):
-        assert list(wrong_sums(text)) == []
-    for text in ("1+" * 20_000 + "1 = 3", "9" * 60_000 + " + 1 = 3", "1,111" + ",111" * 20_000):
-        assert list(wrong_sums(text)) == []
-        assert check_answer("1", text)[0] == "unknown"
-        last = "unknown" if "," in text else "different"  # 3, or a number too long
-        assert check_answer("1", f"Answer: {text}")[0] == last
-    assert check_answer("1", "\\boxed{" * 5000 + "2")[0] == "unknown"
-    assert check_answer("1", "\\boxed{" + "9" * 9000 + "}")[0] == "unknown"
-    assert time.perf_counter() - begin < 3
-
-
-def test_a_result_is_told_as_it_was_read():
-    assert check_answer("3.5", "Answer: 4.25")[1] == "4.25, where 3.5 is expected"
-    assert check_answer("1/3", "#### 2/7")[1] == "2/7, where 1/3 is expected"
-    assert check_answer("B", "Answer: (c)")[1] == "c, where b is expected"
 
 
 # ---- repetition

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_models import random_model, write_with_tokenizer
+from small_models import GROUPED, random_model, write_with_tokenizer
 
 import titan_motif.device  # noqa: F401
 
@@ -22,17 +22,7 @@ from titan_motif.evaluation.next_token import Sampling
 from titan_motif.evaluation.scoring import score
 from titan_motif.model import Motif2Model, Motif2ModelArgs
 
-ARGS = Motif2ModelArgs(
-    dim=20,
-    n_layers=2,
-    n_heads=10,
-    n_kv_heads=4,
-    head_dim=8,
-    hidden_dim=24,
-    vocab_size=300,
-    max_seq_len=64,
-    kernels="torch",
-)
+ARGS = GROUPED
 TIED = Motif2ModelArgs(
     dim=16,
     n_layers=2,
