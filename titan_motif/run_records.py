@@ -38,7 +38,10 @@ def write_start_records(config: JobConfig, world_size: int) -> dict[str, Any]:
 
 
 def describe_environment(world_size: int) -> dict[str, Any]:
-    """Return versions, hardware and the commit of the source, as far as they can be known."""
+    """Return versions, hardware and the commit of the source, as far as they can be known.
+
+    Where there is no repository, as in an image, $TITAN_MOTIF_COMMIT may name the commit.
+    """
     versions = {}
     for package in _PACKAGES:
         try:
@@ -54,7 +57,7 @@ def describe_environment(world_size: int) -> dict[str, Any]:
         "device_name": device_module.get_device_name(torch.device(device_type, device)),
         "world_size": world_size,
         "torch_threads": torch.get_num_threads(),
-        "git_commit": _git("rev-parse", "HEAD"),
+        "git_commit": _git("rev-parse", "HEAD") or os.environ.get("TITAN_MOTIF_COMMIT"),
         "git_has_changes": bool(_git("status", "--porcelain")),
     }
 

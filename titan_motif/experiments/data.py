@@ -22,7 +22,7 @@ from titan_motif.components.curriculum.prepare import PrepareOptions, prepare_so
 from titan_motif.components.curriculum.tokenizer import save_tokenizer, train_tokenizer
 from titan_motif.corpus import code, english
 from titan_motif.experiments.tasks import TASKS, Task, documents, fingerprint, write_documents
-from titan_motif.study.runner import replace_text
+from titan_motif.study.runner import alone_in, replace_text
 
 RECORD = "record.json"
 VERSION = 2
@@ -59,14 +59,20 @@ def prepare_data(folder: Path, settings: DataSettings) -> dict[str, Any]:
     Raises: ValueError if the folder holds data of other settings, or there is too little text
     """
     folder = folder.absolute()
-    record_file = folder / RECORD
+    folder.mkdir(parents=True, exist_ok=True)
     made_of = {**asdict(settings), "version": VERSION, "tasks_sha256": fingerprint()}
-    if record_file.is_file():
-        return _read_record(record_file, made_of)
+    with alone_in(folder):
+        if (folder / RECORD).is_file():
+            return _read_record(folder / RECORD, made_of)
+        return _make(folder, settings, made_of)
+
+
+def _make(folder: Path, settings: DataSettings, made_of: dict[str, Any]) -> dict[str, Any]:
+    """Prepare all sources, and return the record of them."""
     begin = time.perf_counter()
     inputs = folder / "inputs"
     shutil.rmtree(inputs, ignore_errors=True)
-    inputs.mkdir(parents=True)
+    inputs.mkdir()
     texts = _choose(_texts(settings.has_packages), settings.text_megabytes)
     _write_texts(inputs / TEXT, texts)
     _say(begin, f"{len(texts):,} texts, {sum(map(len, texts)) / 1e6:.1f} million characters")
@@ -85,7 +91,7 @@ def prepare_data(folder: Path, settings: DataSettings) -> dict[str, Any]:
         "sources": {name: _prepare(folder, name) for name in VALIDATION_SHARES},
     }
     shutil.rmtree(inputs)
-    replace_text(record_file, json.dumps(record, indent=1) + "\n")
+    replace_text(folder / RECORD, json.dumps(record, indent=1) + "\n")
     _say(begin, f"data in {folder}")
     return record
 

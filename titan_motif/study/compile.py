@@ -87,7 +87,9 @@ def main(options: Options) -> None:
     environment = describe_environment(world_size=1)
     settings = _settings(options, workload, environment)
     results = Results(options.output / "results.json", settings, environment)
-    if not options.fresh:
+    if options.fresh:
+        results.path.unlink(missing_ok=True)
+    else:
         results.resume()
     due = [
         cell

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from titan_motif.study.runner import Row, replace_text
+from titan_motif.study.runner import Row, alone_in, replace_text
 
 
 @dataclass
@@ -26,8 +26,23 @@ class Results:
 
         Raises: ValueError, one line, if they are of other settings
         """
-        if not self.path.exists():
-            return
+        if self.path.exists():
+            self.rows = self._read()
+
+    def add(self, name: str, row: Row) -> None:
+        """Add a cell's row to the file, beside those that other processes have added."""
+        with alone_in(self.path.parent):
+            others = self._read() if self.path.exists() else {}
+            self.rows = self.rows | others | {name: row}
+            content = {
+                "settings": self.settings,
+                "environment": self.environment,
+                "cells": self.rows,
+            }
+            replace_text(self.path, json.dumps(content, indent=1) + "\n")
+
+    def _read(self) -> dict[str, Row]:
+        """Return the rows of the file."""
         try:
             content = json.loads(self.path.read_text())
             found, rows = content["settings"], content["cells"]
@@ -41,14 +56,4 @@ class Results:
                     f"{self.path}: its results are of {name} {found.get(name)!r}, these would be "
                     f"of {own.get(name)!r}; {self.hint}"
                 )
-        self.rows = rows
-
-    def add(self, name: str, row: Row) -> None:
-        """Add a cell's row, and write the file."""
-        self.rows[name] = row
-        content = {
-            "settings": self.settings,
-            "environment": self.environment,
-            "cells": self.rows,
-        }
-        replace_text(self.path, json.dumps(content, indent=1) + "\n")
+        return rows

@@ -5,6 +5,7 @@ A module that is run so gets the file for its row as its first argument. It writ
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -30,6 +31,17 @@ _ONE_RANK = {
 }
 _ALLOCATOR = "PYTORCH_ALLOC_CONF", "expandable_segments:True"
 """As run_train.sh has it."""
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep a folder from other processes of this machine that ask likewise: they wait."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def run_module(
