@@ -409,7 +409,7 @@ def resolve(config: torchtitan_config.JobConfig, world_size: int | None = None) 
     if config.model.kernels == "auto":
         config.model.kernels = default_implementation()
     if training.mixed_precision_param == "auto":
-        on_cpu = torch.accelerator.current_accelerator() is None
+        on_cpu = torch.accelerator.current_accelerator(check_available=True) is None
         training.mixed_precision_param = "float32" if on_cpu else "bfloat16"
     if world_size is not None:
         size = training.global_batch_size

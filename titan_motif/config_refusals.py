@@ -83,7 +83,7 @@ def check_served(config: JobConfig, runs_here: bool) -> Iterator[Finding]:
             if entry not in allowed:
                 verb = "names" if isinstance(value, list) else "is"
                 yield key, f"{verb} {entry!r}; {' or '.join(map(repr, allowed))} is allowed"
-    if runs_here and torch.accelerator.current_accelerator() is None:
+    if runs_here and torch.accelerator.current_accelerator(check_available=True) is None:
         for key, needing in _NEED_ACCELERATOR.items():
             if value_of(config, key) == needing:
                 yield key, f"is {needing!r}; that needs a GPU, and this machine shows none"

@@ -85,7 +85,8 @@ def _import_torchtitan_for_cpu() -> None:
     torchtitan.tools.utils.get_peak_flops = lambda device_name: float("nan")
 
 
-if torch.accelerator.current_accelerator() is None:
+# Without the check, a build of torch for CUDA answers "cuda" on a machine that has no GPU.
+if torch.accelerator.current_accelerator(check_available=True) is None:
     _import_torchtitan_for_cpu()
 
 from torchtitan.tools.utils import device_module, device_type  # noqa: E402

@@ -255,7 +255,7 @@ def test_a_split_that_is_not_read_is_not_checked(tmp_path: Path):
     load_config(["--job.config_file", DEBUG, *arguments, "--validation.no_enable"])
 
 
-@pytest.mark.skipif(torch.accelerator.current_accelerator() is not None, reason="of CPU alone")
+@pytest.mark.skipif(torch.accelerator.current_accelerator(check_available=True) is not None, reason="of CPU alone")
 @pytest.mark.parametrize(
     "key",
     [
@@ -440,7 +440,7 @@ def test_the_builtin_corpus_is_read_with_its_own_tokenizer_alone(capsys):
 
 def test_auto_precision_is_float32_without_an_accelerator():
     config = load_config(["--job.config_file", DEBUG])
-    on_gpu = torch.accelerator.current_accelerator() is not None
+    on_gpu = torch.accelerator.current_accelerator(check_available=True) is not None
     assert config.training.mixed_precision_param == ("bfloat16" if on_gpu else "float32")
 
 
