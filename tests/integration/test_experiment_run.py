@@ -15,8 +15,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 def experiment(folder: Path, *words: str, name: str = "gda") -> subprocess.CompletedProcess:
     folders = ["--data", folder / "data", "--runs", folder / "runs", "--output", folder / "pages"]
     command = ["-m", "titan_motif.cli", "experiment", name, "--quick", "--device", "cpu"]
+    return run([*command, *map(str, folders), *words])
+
+
+def run(words: list[str]) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, *command, *map(str, folders), *words],
+        [sys.executable, *words],
         cwd=ROOT,
         env=os.environ | {"PYTHONSAFEPATH": "1"},
         capture_output=True,
@@ -62,6 +66,19 @@ def test_a_grown_cell_begins_as_the_small_model(tmp_path):
     page = (tmp_path / "pages/growth.md").read_text()
     assert "| 1 | float64 |" in page
     assert (tmp_path / "pages/growth/losses.png").is_file()
+
+
+def test_two_ranks_time_a_step_of_muon(tmp_path):
+    words = ["--cells", "parallel:0", "--runs", tmp_path / "runs", "--output", tmp_path / "pages"]
+    command = ["-m", "titan_motif.cli", "experiment", "muon", "--quick", "--device", "cpu"]
+    finished = run([*command, *map(str, words)])
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    row = json.loads((tmp_path / "pages/muon/results.json").read_text())["cells"]["parallel:0"]
+    assert (row["ranks"], row["simulated"], row["matrices"]) == (2, False, 28)
+    assert [result["chunk_size"] for result in row["results"]] == [2, 4, 8, 16, 28]
+    assert all(result["ms"] > 0 for result in row["results"])
+    assert "| parallel, 28 | " in (tmp_path / "pages/muon.md").read_text()
+    assert (tmp_path / "pages/muon/chunks.png").is_file()
 
 
 def test_a_mixture_told_from_the_end_is_trained(tmp_path):

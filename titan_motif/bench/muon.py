@@ -8,6 +8,7 @@ of a network that is never waited for.
 
 import contextlib
 import json
+import math
 import os
 import statistics
 import sys
@@ -33,11 +34,15 @@ from titan_motif.components.muon import ParallelMuon
 from titan_motif.components.muon.cost_model import Rates, predict
 from titan_motif.components.muon.plan import newton_schulz_flops
 from titan_motif.components.muon.routing import route
+from titan_motif.config import Muon
 from titan_motif.model import FLAVORS, Motif2Model
+from titan_motif.plan_memory import newton_schulz_bytes
 from titan_motif.simulation import simulated_ranks
 
 NUM_STEPS = 5
 """Timed steps, of which the median counts."""
+NO_NETWORK = Rates(bytes_in_node=math.inf, bytes_between_nodes=math.inf)
+"""Of simulated ranks."""
 
 
 @dataclass
@@ -60,6 +65,8 @@ class Options:
     """Matrices in a chunk: numbers with commas; 'default' is 4 for each rank, 'all' all of them."""
     modes: tuple[Literal["parallel", "distributed"], ...] = ("parallel", "distributed")
     """What to time."""
+    seed: int = 0
+    """Of the random gradients."""
     json: Path | None = None
     """Write the figures to this file."""
 
@@ -71,8 +78,13 @@ class Measurement:
     mode: str
     chunk_size: int
     ms: float
+    planned_ms: float
+    """By `titan-motif plan`'s model at its rates: Newton-Schulz, and what the exchange leaves
+    uncovered (nothing of simulated ranks); momentum, packing and the update are not in it."""
     peak_mb: float | None
     """Over what is resident (parameters, gradients, momentum); None on a CPU."""
+    planned_mb: float
+    """By the same model: a chunk's buffers, matrices and results, and Newton-Schulz's products."""
     tflops_per_gpu: float
     """Full products, each matrix once, over all ranks' time: Table 4's measure."""
     tflop_of_rank: float
@@ -94,8 +106,11 @@ def main(options: Options) -> None:
     shapes = matrices_of(flavor, options.layers)
     with _ranks(options, is_real, has_gpu) as device:
         sizes = _chunk_sizes(options.chunk_size, len(shapes))
+        rates = Rates() if is_real else NO_NETWORK
         found = [
-            measure_step(shapes, mode, size, device) for mode in options.modes for size in sizes
+            measure_step(shapes, mode, size, device, options.seed, rates)
+            for mode in options.modes
+            for size in sizes
         ]
         world_size, rank = dist.get_world_size(), dist.get_rank()
     if is_real and rank:
@@ -167,18 +182,24 @@ def random_exchange() -> Iterator[None]:
 
 
 def measure_step(
-    shapes: list[tuple[int, int]], mode: str, chunk_size: int | None, device: str
+    shapes: list[tuple[int, int]],
+    mode: Literal["parallel", "distributed"],
+    chunk_size: int | None,
+    device: str,
+    seed: int,
+    rates: Rates,
 ) -> Measurement:
     world_size, rank = dist.get_world_size(), dist.get_rank()
     mesh = init_device_mesh(device, (world_size,))
-    generator = torch.Generator(device).manual_seed(rank)
+    generator = torch.Generator(device).manual_seed(seed * world_size + rank)
     parameters = [_sharded(shape, mesh, rank, world_size, generator) for shape in shapes]
     optimizer = ParallelMuon(
         [{"params": parameters, "algorithm": "muon"}], mode=mode, chunk_size=chunk_size
     )
     (plan,) = optimizer.plans
     costs = [newton_schulz_flops(*shape, 5, optimizer.method) for shape in shapes]
-    predicted = predict(plan, costs, Rates())
+    predicted = predict(plan, costs, rates)
+    working = newton_schulz_bytes(plan, Muon(mode=mode), parameters[0].element_size())
     optimizer.step()  # compiles, and fills the allocator
     if device == "cuda":
         torch.cuda.synchronize()
@@ -194,7 +215,9 @@ def measure_step(
         mode=mode,
         chunk_size=max(map(len, plan.chunks)),
         ms=milliseconds,
+        planned_ms=predicted.total_ms,
         peak_mb=peak,
+        planned_mb=(predicted.peak_exchange_bytes + working) / 1e6,
         tflops_per_gpu=sum(map(nominal_flops, shapes)) / world_size / milliseconds / 1e9,
         tflop_of_rank=sum(
             cost for cost, owners in zip(costs, plan.owners, strict=True) if rank in owners
@@ -243,14 +266,17 @@ def _step_ms(optimizer: ParallelMuon, device: str) -> float:
 def _print(found: list[Measurement]) -> None:
     table = Table(box=None, header_style="bold")
     table.add_column("mode")
-    for heading in ("chunk", "ms", "peak MB", "TFLOPS/GPU", "TFLOP a rank", "GB a rank"):
+    headings = ("chunk", "ms", "by plan", "peak MB", "by plan")
+    for heading in (*headings, "TFLOPS/GPU", "TFLOP a rank", "GB a rank"):
         table.add_column(heading, justify="right")
     for line in found:
         table.add_row(
             line.mode,
             f"{line.chunk_size}",
             f"{line.ms:.2f}",
+            f"{line.planned_ms:.2f}",
             "-" if line.peak_mb is None else f"{line.peak_mb:,.0f}",
+            f"{line.planned_mb:,.0f}",
             f"{line.tflops_per_gpu:.3g}",
             f"{line.tflop_of_rank:.3g}",
             f"{line.gb_of_rank:.3g}",

@@ -18,6 +18,7 @@ from titan_motif.experiments.curriculum import CurriculumExperiment
 from titan_motif.experiments.gda import Gda
 from titan_motif.experiments.growth import Growth
 from titan_motif.experiments.job import CellOptions, choose_devices
+from titan_motif.experiments.muon import MuonExperiment
 from titan_motif.experiments.page import Page, write_page
 from titan_motif.run_records import describe_environment
 from titan_motif.study.results import Results
@@ -41,7 +42,7 @@ class Experiment(Protocol):
         """Return what cells must have in common to stand in one table; after `prepare`."""
 
     def run(self, cell: Cell, folder: Path) -> Row:
-        """Train a cell in a folder, and return what is known of it: numbers, as JSON has them."""
+        """Run a cell in a folder, and return what is known of it: numbers, as JSON has them."""
 
     def tell(self, row: Row) -> str:
         """Return a finished cell in a line."""
@@ -54,21 +55,27 @@ class Experiment(Protocol):
         """
 
 
-EXPERIMENTS = {"gda": Gda, "growth": Growth, "curriculum": CurriculumExperiment}
+EXPERIMENTS = {
+    "gda": Gda,
+    "growth": Growth,
+    "muon": MuonExperiment,
+    "curriculum": CurriculumExperiment,
+}
 
 
 @dataclass
 class Options:
-    """Train what an experiment compares, a cell (arm and seed) at a time, and write its page.
+    """Run what an experiment compares, a cell (arm and seed) at a time, and write its page.
 
     A finished cell is kept: with --resume, an experiment goes on where it was.
 
     Example: titan-motif experiment gda --cells standard:0,ratio4:0 --resume --time-limit 540
     """
 
-    name: tyro.conf.Positional[Literal["gda", "growth", "curriculum"]]
+    name: tyro.conf.Positional[Literal["gda", "growth", "muon", "curriculum"]]
     """Which: gda is standard attention against grouped differential attention, growth a grown model
-    against one from scratch, curriculum one mixture over time against others."""
+    against one from scratch, muon Parallel Muon's step against Distributed Muon's, curriculum one
+    mixture over time against others."""
     cells: str = ""
     """Some cells alone: ARM:SEED with commas."""
     seeds: int | None = None

@@ -27,10 +27,12 @@ class Measure(NamedTuple):
     is_better_lower: bool
     num_asked: int | None = None
     """Questions, where the value is the share of them with right answers."""
+    digits: int = 4
+    """After the point, of a value that is no share."""
 
     def told(self, value: float) -> str:
         """Return a value as tables have it: a share in percent."""
-        return f"{value:.4f}" if self.num_asked is None else f"{100 * value:.1f}"
+        return f"{value:,.{self.digits}f}" if self.num_asked is None else f"{100 * value:.1f}"
 
     def standard_error(self, share: float) -> float:
         """Return what the choice of questions leaves open of a share; 0 for other values."""

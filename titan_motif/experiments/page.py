@@ -30,6 +30,14 @@ NO_RESULT = (
 )
 
 
+CELL_COLUMNS: Mapping[str, Callable[[Row], str]] = {
+    "tokens": lambda row: f"{row['tokens_seen']:,}",
+    "training seconds": lambda row: f"{row['training_seconds']:,.0f}",
+    "tokens/s": lambda row: f"{row['tokens_per_second']:,.0f}",
+}
+"""Of a cell that trained a model."""
+
+
 class Picture(NamedTuple):
     """A picture of what is finished."""
 
@@ -59,6 +67,10 @@ class Page(NamedTuple):
     """What makes it all."""
     tell_more: Callable[[RowsByArm], Sequence[str]] = lambda rows: ()
     """Returns results that are no measure of each arm, as parts of the page."""
+    values: str = "Losses in nats a token"
+    """What the measures without questions are."""
+    cell_columns: Mapping[str, Callable[[Row], str]] = CELL_COLUMNS
+    """Of the table of cells, beside the cell and its device."""
 
 
 def write_page(
@@ -111,7 +123,7 @@ def render(
         "## Conclusion",
         *_conclusion(page, rows, is_quick),
         "## Cells",
-        _cell_table(results.rows),
+        _cell_table(results.rows, page.cell_columns),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -180,7 +192,7 @@ def _result_tables(page: Page, rows: RowsByArm) -> list[str]:
     told = []
     if values:
         told += [
-            "Losses in nats a token: mean +- standard deviation over seeds; of one seed the value.",
+            f"{page.values}: mean +- standard deviation over seeds; of one seed the value.",
             table(head, [_result_line(measure, rows) for measure in values]),
         ]
     if shares:
@@ -260,18 +272,11 @@ def _told_comparison(measure: Measure, comparison: Comparison) -> list[str]:
     ]
 
 
-def _cell_table(rows: Mapping[str, Row]) -> str:
+def _cell_table(rows: Mapping[str, Row], columns: Mapping[str, Callable[[Row], str]]) -> str:
     """Return what each finished cell took."""
     lines = [
-        [
-            name,
-            f"{row['tokens_seen']:,}",
-            f"{row['training_seconds']:,.0f}",
-            f"{row['tokens_per_second']:,.0f}",
-            row["environment"]["device_name"],
-        ]
+        [name, *(told(row) for told in columns.values()), row["environment"]["device_name"]]
         for name, row in rows.items()
         if "error" not in row
     ]
-    head = ["arm:seed", "tokens", "training seconds", "tokens/s", "device"]
-    return table(head, lines) if lines else "None is finished."
+    return table(["arm:seed", *columns, "device"], lines) if lines else "None is finished."

@@ -64,6 +64,42 @@ def _losses(row: Row, name: str) -> Line:
     return [step * tokens_of_step for step in curve["step"]], curve[name]
 
 
+def draw_sizes(
+    rows: RowsByArm,
+    path: Path,
+    panels: Mapping[str, tuple[str, Callable[[Row], Line], Callable[[Row], Line]]],
+    label: str,
+) -> bool:
+    """Draw what was measured over a size, on axes of powers, and what was predicted beside it.
+
+    Args:
+        panels: by title: the label of y, and what gives a row's measured and predicted line
+        label:  of the size
+    Returns: whether there was anything to draw
+    """
+    finished = {arm: found for arm, found in rows.items() if found}
+    if not finished:
+        return False
+    figure, drawn = _panels(1, len(panels))
+    for axes, (title, (unit, measured, predicted)) in zip(drawn[0], panels.items(), strict=True):
+        for arm, found in finished.items():
+            lines = [measured(row) for row in found]
+            sizes, _ = lines[0]
+            values = list(zip(*(ys for _, ys in lines), strict=True))
+            means = [sum(v) / len(v) for v in values]
+            below = [mean - min(v) for mean, v in zip(means, values, strict=True)]
+            above = [max(v) - mean for mean, v in zip(means, values, strict=True)]
+            style = {"color": _color(arm, rows), "marker": "o", "markersize": 4, "linewidth": 1}
+            axes.errorbar(sizes, means, [below, above], label=arm, capsize=2, **style)
+            axes.plot(*predicted(found[0]), color=_color(arm, rows), ls="--", linewidth=1)
+        axes.set(title=title, xlabel=label, ylabel=unit, xscale="log", yscale="log")
+        ticks = sorted({x for found in finished.values() for x in measured(found[0])[0]})
+        axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
+        axes.minorticks_off()
+    drawn[0][-1].legend(fontsize=8)
+    return _save(figure, path)
+
+
 def draw_accuracy(
     rows: RowsByArm, path: Path, tasks: Mapping[str, tuple[str, Mapping[int, Measure]]]
 ) -> bool:

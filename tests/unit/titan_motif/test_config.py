@@ -255,7 +255,9 @@ def test_a_split_that_is_not_read_is_not_checked(tmp_path: Path):
     load_config(["--job.config_file", DEBUG, *arguments, "--validation.no_enable"])
 
 
-@pytest.mark.skipif(torch.accelerator.current_accelerator(check_available=True) is not None, reason="of CPU alone")
+@pytest.mark.skipif(
+    torch.accelerator.current_accelerator(check_available=True) is not None, reason="of CPU alone"
+)
 @pytest.mark.parametrize(
     "key",
     [
