@@ -40,7 +40,7 @@ def write_start_records(config: JobConfig, world_size: int) -> dict[str, Any]:
 def describe_environment(world_size: int) -> dict[str, Any]:
     """Return versions, hardware and the commit of the source, as far as they can be known.
 
-    Where there is no repository, as in an image, $TITAN_MOTIF_COMMIT may name the commit.
+    $TITAN_MOTIF_COMMIT, if it is set, names the commit: an image has no repository.
     """
     versions = {}
     for package in _PACKAGES:
@@ -49,6 +49,7 @@ def describe_environment(world_size: int) -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             versions[package] = None
     device = device_module.current_device()
+    told_commit = os.environ.get("TITAN_MOTIF_COMMIT")
     return {
         "versions": {"python": platform.python_version(), **versions},
         "platform": platform.platform(),
@@ -57,8 +58,8 @@ def describe_environment(world_size: int) -> dict[str, Any]:
         "device_name": device_module.get_device_name(torch.device(device_type, device)),
         "world_size": world_size,
         "torch_threads": torch.get_num_threads(),
-        "git_commit": _git("rev-parse", "HEAD") or os.environ.get("TITAN_MOTIF_COMMIT"),
-        "git_has_changes": bool(_git("status", "--porcelain")),
+        "git_commit": told_commit or _git("rev-parse", "HEAD"),
+        "git_has_changes": not told_commit and bool(_git("status", "--porcelain")),
     }
 
 

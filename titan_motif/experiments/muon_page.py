@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from titan_motif.components.muon.cost_model import Rates
-from titan_motif.experiments.measures import SPREADS, Measure
+from titan_motif.experiments.measures import Measure
 from titan_motif.experiments.page import Page, Picture, RowsByArm, table
 from titan_motif.experiments.pictures import Line, draw_sizes
 from titan_motif.study.runner import Row
@@ -18,6 +18,8 @@ the plan foretell (`titan-motif plan`)? And what is the size of a chunk worth, t
 exchanged together, in time and in memory?"""
 REPORTS_CHUNK = 4
 """Matrices for each rank in a chunk: the report's, and the default."""
+CLOSE = 0.02
+"""How much slower than the fastest chunk size one may be to be named for its memory."""
 
 
 def muon_page(
@@ -154,10 +156,14 @@ def _chunk_line(name: str, results: Sequence[dict[str, Any]]) -> list[str]:
         f"{milliseconds / planned:.2f}" if is_on_gpu else "-",
         f"{mean(lambda r: r['peak_mb']):,.0f}" if is_on_gpu else "-",
         f"{first['planned_mb']:,.0f}",
-        f"{mean(lambda r: r['tflops_per_gpu']):,.3g}",
-        f"{first['tflop_of_rank']:,.3g}",
-        f"{first['gb_of_rank']:,.3g}",
+        _short(mean(lambda r: r["tflops_per_gpu"])),
+        _short(first["tflop_of_rank"]),
+        _short(first["gb_of_rank"]),
     ]
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _deviation(results: Sequence[dict[str, Any]]) -> float:
@@ -165,12 +171,13 @@ def _deviation(results: Sequence[dict[str, Any]]) -> float:
 
 
 def _told_best(arm: str, cells: Sequence[dict[int, dict[str, Any]]], ranks: int) -> str:
-    """Tell the fastest chunk size, and the smallest one that is as fast within the spread."""
+    """Tell the fastest chunk size, and the smallest one that is about as fast."""
     means = {size: statistics.fmean(cell[size]["ms"] for cell in cells) for size in cells[0]}
-    spread = max(_deviation([cell[size] for cell in cells]) for size in means)
     best = min(means, key=lambda size: means[size])
-    alike = [size for size in means if means[size] <= means[best] + SPREADS * spread]
+    smallest = min(size for size in means if means[size] <= (1 + CLOSE) * means[best])
     told = f"{arm}: fastest with {best} matrices in a chunk ({best / ranks:g} a rank)"
-    if min(alike) == best:
-        return f"{told}, and no smaller chunk is as fast within {SPREADS:g} spreads."
-    return f"{told}; within {SPREADS:g} spreads {min(alike)} are as fast, and take less memory."
+    if best == min(means):
+        return f"{told}, the fewest that were timed."
+    if smallest == best:
+        return f"{told}; every smaller chunk is more than {100 * CLOSE:g}% slower."
+    return f"{told}; with {smallest} it is {100 * (means[smallest] / means[best] - 1):.1f}% slower."

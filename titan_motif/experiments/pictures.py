@@ -87,8 +87,8 @@ def draw_sizes(
             sizes, _ = lines[0]
             values = list(zip(*(ys for _, ys in lines), strict=True))
             means = [sum(v) / len(v) for v in values]
-            below = [mean - min(v) for mean, v in zip(means, values, strict=True)]
-            above = [max(v) - mean for mean, v in zip(means, values, strict=True)]
+            below = [max(mean - min(v), 0.0) for mean, v in zip(means, values, strict=True)]
+            above = [max(max(v) - mean, 0.0) for mean, v in zip(means, values, strict=True)]
             style = {"color": _color(arm, rows), "marker": "o", "markersize": 4, "linewidth": 1}
             axes.errorbar(sizes, means, [below, above], label=arm, capsize=2, **style)
             axes.plot(*predicted(found[0]), color=_color(arm, rows), ls="--", linewidth=1)

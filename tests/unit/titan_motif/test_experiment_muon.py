@@ -70,9 +70,11 @@ def test_the_page_tells_times_plans_and_chunks(tmp_path):
     assert "| MB, chunks of 4 a rank | +0 | 0 | none |" in page
     assert "| parallel_8, 32 | 121.0 +- 1.0 | 60.0 | 2.02 | 3,200 | 2,560 | 500 | 57.7 |" in page
     assert (
-        "parallel_8: fastest with 64 matrices in a chunk (8 a rank); within 2 spreads 32 a" in page
+        "parallel_8: fastest with 64 matrices in a chunk (8 a rank); with 32 it is 0.8% s" in page
     )
-    assert "distributed_8: fastest with 32 matrices in a chunk (4 a rank), and no smaller" in page
+    assert (
+        "distributed_8: fastest with 32 matrices in a chunk (4 a rank); with 8 it is 1.1%" in page
+    )
     assert "parallel against distributed: not yet; there are too few seeds." in page
     assert (tmp_path / "muon/chunks.png").is_file()
 
