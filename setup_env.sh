@@ -17,7 +17,7 @@ repository=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
 venv=$repository/.venv
 
 train_modules="titan_motif torch torchtitan torchdata tokenizers tomli tomli_w matplotlib tyro rich"
-dev_modules="pytest pytest_timeout ruff importlinter transformers"
+dev_modules="pytest pytest_timeout ruff importlinter transformers mkdocs material"
 
 say() { echo "[setup] $*" >&2; }
 
