@@ -36,6 +36,10 @@ COMMANDS = {
         "titan_motif.bench.attention",
         "grouped differential attention beside SDPA",
     ),
+    "bench loss": (
+        "titan_motif.bench.loss",
+        "the loss over a large vocabulary beside torchtitan's and Liger's",
+    ),
     "bench muon": ("titan_motif.bench.muon", "a step of Parallel beside Distributed Muon"),
     "bench rms-norm": ("titan_motif.bench.rms_norm", "RMSNorm beside torch.compile and Liger"),
     "bench newton-schulz": (

@@ -1,4 +1,4 @@
-"""Liger-Kernel's norms, if it is installed (https://github.com/linkedin/Liger-Kernel)."""
+"""Liger-Kernel's operators, if it is installed (https://github.com/linkedin/Liger-Kernel)."""
 
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -8,8 +8,19 @@ from torch import Tensor
 IS_INSTALLED = find_spec("liger_kernel") is not None
 
 
+def linear_cross_entropy() -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
+    """Return its mean loss of hidden states, weight and labels; None if it is not installed."""
+    if not IS_INSTALLED:
+        return None
+    from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction
+
+    return lambda hidden, weight, labels: LigerFusedLinearCrossEntropyFunction.apply(
+        hidden, weight, labels
+    )[0]
+
+
 def operators(eps: float) -> dict[str, Callable[..., Tensor | tuple[Tensor, ...]]]:
-    """Return Liger's operators under the names of ours; empty if it is not installed.
+    """Return its norms under the names of ours; empty if it is not installed.
 
     Its PolyNorm has no form that multiplies: there a product of PyTorch's follows. Nothing is done
     in place, since the benchmark calls a backward pass many times.

@@ -116,6 +116,25 @@ def test_norm_benchmarks_write_what_they_measured(
     assert {line["contender"] for line in content["results"]} >= {"eager", "torch.compile", "ours"}
 
 
+def test_loss_benchmark_judges_what_it_times(tmp_path: Path, capsys, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    file = tmp_path / "table.json"
+    sizes = ["--tokens", "40", "--dim", "24", "--vocab", "96", "--chunk-tokens", "7", "40"]
+    assert cli.main(["bench", "loss", *sizes, "--json", str(file)]) == 0
+    assert "on a CPU these times mean nothing" in capsys.readouterr().out
+    content = json.loads(file.read_text())
+    assert (content["tokens"], content["dim"], content["vocab"]) == (40, 24, 96)
+    lines = {line["contender"]: line for line in content["results"]}
+    assert {"F.cross_entropy, eager", "ours, compiled, 7 tokens at a time"} <= lines.keys()
+    for line in lines.values():
+        assert line["ms"] > 0
+        assert line["peak_gib"] is None
+        assert 1e-5 < line["error"] < 8e-3  # bfloat16, against float64
+    assert cli.main(["bench", "loss", "--chunk-tokens", "0"]) == 1
+    assert capsys.readouterr().err == "error: --chunk-tokens has 0; positive numbers are needed\n"
+
+
 def test_newton_schulz_benchmark_writes_what_it_measured(tmp_path: Path, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     file = tmp_path / "table.json"
