@@ -24,11 +24,15 @@ from pathlib import Path
 import torch
 
 from titan_motif.bench.measure import measure
-from titan_motif.bench.muon import measure_step, random_exchange
-from titan_motif.components.muon.routing import Algorithm, route
+from titan_motif.bench.muon import (
+    NO_NETWORK,
+    measure_step,
+    random_exchange,
+    shapes_by_algorithm,
+)
 from titan_motif.config_checks import model_args
 from titan_motif.config_loading import load_config
-from titan_motif.model import Motif2Model, Motif2ModelArgs
+from titan_motif.model import Motif2ModelArgs
 from titan_motif.simulation import simulated_ranks
 from titan_motif.study.runner import Row, write_row_of
 
@@ -76,7 +80,7 @@ def measure_optimizers(args: Motif2ModelArgs, ranks: int) -> Row:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     shapes = shapes_by_algorithm(args)
     with simulated_ranks(ranks), random_exchange():
-        muon = measure_step(shapes["muon"], "parallel", None, device)
+        muon = measure_step(shapes["muon"], "parallel", None, device, seed=0, rates=NO_NETWORK)
     parameters = []
     for first, *others in shapes["adamw"]:
         rows = -(-first // ranks)  # as FSDP cuts them
@@ -84,18 +88,6 @@ def measure_optimizers(args: Motif2ModelArgs, ranks: int) -> Row:
         parameters[-1].grad = torch.ones_like(parameters[-1])
     adamw = torch.optim.AdamW(parameters, fused=True)
     return {"ranks": ranks, "muon_ms": muon.ms, "adamw_ms": measure(adamw.step, device).ms}
-
-
-def shapes_by_algorithm(args: Motif2ModelArgs) -> dict[Algorithm, list[tuple[int, ...]]]:
-    """Return the shapes of the parameters that each algorithm updates."""
-    with torch.device("meta"):
-        model = Motif2Model(args)
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    routes = route(shapes)
-    return {
-        algorithm: [shape for name, shape in shapes.items() if routes[name] == algorithm]
-        for algorithm in ("muon", "adamw")
-    }
 
 
 def main(argv: Sequence[str]) -> int:

@@ -7,6 +7,7 @@ of a network that is never waited for.
 """
 
 import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -32,10 +33,10 @@ import titan_motif.device  # noqa: F401  (before anything of torchtitan)
 # isort: split
 from titan_motif.components.muon import ParallelMuon
 from titan_motif.components.muon.cost_model import Rates, predict
-from titan_motif.components.muon.plan import newton_schulz_flops
-from titan_motif.components.muon.routing import route
+from titan_motif.components.muon.optimizer import costs_of
+from titan_motif.components.muon.routing import Algorithm, route
 from titan_motif.config import Muon
-from titan_motif.model import FLAVORS, Motif2Model
+from titan_motif.model import FLAVORS, Motif2Model, Motif2ModelArgs
 from titan_motif.plan_memory import newton_schulz_bytes
 from titan_motif.simulation import simulated_ranks
 
@@ -126,13 +127,24 @@ def main(options: Options) -> None:
         options.json.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def matrices_of(flavor: str, layers: int | None) -> list[tuple[int, int]]:
+def matrices_of(flavor: str, layers: int | None) -> list[tuple[int, ...]]:
+    """Return the shapes of Muon's matrices, of the first blocks alone if their number is given."""
+    args = FLAVORS[flavor]
+    if layers is not None:
+        args = dataclasses.replace(args, n_layers=min(layers, args.n_layers))
+    return shapes_by_algorithm(args)["muon"]
+
+
+def shapes_by_algorithm(args: Motif2ModelArgs) -> dict[Algorithm, list[tuple[int, ...]]]:
+    """Return the shapes of the parameters that each algorithm updates."""
     with torch.device("meta"):
-        model = Motif2Model(FLAVORS[flavor])
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+        model = Motif2Model(args)
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     routes = route(shapes)
-    own = [(name, shape) for name, shape in shapes.items() if routes[name] == "muon"]
-    return [shape for name, shape in own if layers is None or int(name.split(".")[1]) < layers]
+    return {
+        algorithm: [shape for name, shape in shapes.items() if routes[name] == algorithm]
+        for algorithm in ("muon", "adamw")
+    }
 
 
 def _chunk_sizes(words: str, num_matrices: int) -> list[int | None]:
@@ -182,7 +194,7 @@ def random_exchange() -> Iterator[None]:
 
 
 def measure_step(
-    shapes: list[tuple[int, int]],
+    shapes: list[tuple[int, ...]],
     mode: Literal["parallel", "distributed"],
     chunk_size: int | None,
     device: str,
@@ -197,7 +209,7 @@ def measure_step(
         [{"params": parameters, "algorithm": "muon"}], mode=mode, chunk_size=chunk_size
     )
     (plan,) = optimizer.plans
-    costs = [newton_schulz_flops(*shape, 5, optimizer.method) for shape in shapes]
+    costs = costs_of(plan.matrices, mode, optimizer.method, len(optimizer.coefficients))
     predicted = predict(plan, costs, rates)
     working = newton_schulz_bytes(plan, Muon(mode=mode), parameters[0].element_size())
     optimizer.step()  # compiles, and fills the allocator

@@ -1,5 +1,6 @@
 """`titan-motif bench train`: what it measures, what it composes, and what it compares."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -8,8 +9,9 @@ import torch
 
 from titan_motif import cli
 from titan_motif.bench import train
-from titan_motif.bench.composition import Composition, compose, shapes_by_algorithm
+from titan_motif.bench.composition import Composition, compose, measure_optimizers
 from titan_motif.bench.contenders import CONTENDERS, compositions, ratios
+from titan_motif.bench.muon import matrices_of, shapes_by_algorithm
 from titan_motif.model import FLAVORS
 
 
@@ -82,6 +84,15 @@ def test_muon_and_adamw_update_everything():
         total = sum(p.numel() for p in Motif2Model(args).parameters())
     numbers = [torch.Size(shape).numel() for each in shapes.values() for shape in each]
     assert sum(numbers) == total
+    assert len(matrices_of("debug", 2)) == 14
+    assert matrices_of("debug", None) == shapes["muon"]
+
+
+def test_the_optimizers_of_a_rank_are_timed():
+    found = measure_optimizers(dataclasses.replace(FLAVORS["debug"], n_layers=1), ranks=3)
+    assert found["ranks"] == 3
+    assert found["muon_ms"] > 0
+    assert found["adamw_ms"] > 0
 
 
 @pytest.fixture
