@@ -177,6 +177,13 @@ def _together(config: JobConfig) -> Iterator[Finding]:
     ):
         if getattr(checkpoint, key) and not getattr(checkpoint, other):
             yield f"checkpoint.{key}", f"is true; it needs checkpoint.{other} to be true as well"
+    for key in ("initial_load_path", "initial_load_in_hf"):
+        value = getattr(checkpoint, key)
+        if value and not checkpoint.enable:
+            yield (
+                f"checkpoint.{key}",
+                f"is {value!r}; nothing is loaded unless checkpoint.enable is true",
+            )
     compiles = config.compile.enable and "model" in config.compile.components
     if config.activation_checkpoint.mode == "memory_budget" and not compiles:
         yield (

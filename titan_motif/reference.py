@@ -225,7 +225,10 @@ def _escape(text: str) -> str:
     """Return a docstring as the content of one cell of a table."""
     text = re.sub(r"\n\s*- ", "<br>- ", text.replace("<", "&lt;"))
     text = " ".join(text.split())
-    return re.sub(r"([*|])", r"\\\1", text)
+    # A table takes a bar for its own in code too; anything else is itself there.
+    return re.sub(
+        r"(`[^`]*`)|([*|])", lambda m: m[1].replace("|", r"\|") if m[1] else "\\" + m[2], text
+    )
 
 
 if __name__ == "__main__":

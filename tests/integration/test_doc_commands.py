@@ -39,7 +39,7 @@ from titan_motif.config_loading import load_config, read_files
 from titan_motif.model import Motif2ModelArgs
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 RUN_WITH = {
     "data train-tokenizer": ["--vocab-size", "300"],
     "data prepare": [],
@@ -59,6 +59,7 @@ PARSED_ALONE = {
     "plan": "20 s for each of 12.7B; below where slow tests run, small in test_plan.py",
     "bench": "their figures are a GPU's; test_cli.py and test_bench_*.py run them small",
     "study": "a process for each cell; test_study_run.py runs it small",
+    "experiment": "a training run for each cell; test_experiment_run.py runs it small",
     "evaluate": "it needs the extra `eval`; test_evaluate.py runs it where that is installed",
 }
 """Commands of which only the command line is read, and why."""
@@ -226,7 +227,7 @@ def check_batch_script(command: Command, *_) -> None:
     script = ROOT / command.words[1]
     subprocess.run(["bash", "-n", str(script)], check=True)
     text = script.read_text()
-    file = re.search(r"CONFIG_FILE:-([^}]+)", text)[1]
+    file = command.variables.get("CONFIG_FILE") or re.search(r"CONFIG_FILE:-([^}]+)", text)[1]
     nodes, gpus = (int(re.search(rf"--{x}=(\d+)", text)[1]) for x in ("nodes", "gpus-per-node"))
     arguments = ["--job.config_file", file, *command.words[2:]]
     load_config(arguments, nodes * gpus, runs_here=False)
@@ -292,6 +293,7 @@ def test_every_block_is_of_a_kind_that_is_checked(block: Block, tmp_path: Path):
             assert len(rules) == 1, f"{command}: RULES has {len(rules)} for it; one is needed"
     elif block.language == "toml":
         (tmp_path / "job.toml").write_text(block.text)
+        (tmp_path / "train_configs").symlink_to(ROOT / "train_configs")  # what it may be based on
         arguments = ["--job.config_file", str(tmp_path / "job.toml")]
         if "flavor" not in block.text:  # a part of a file, whose lengths are the real model's
             arguments += ["--model.flavor", "12_7b"]

@@ -175,8 +175,13 @@ BAD_FILES = {
         "training.dataset_path is '/nowhere'",
         "/nowhere/train/tokens.npy",
     ),
-    "missing start": (
+    "a start that is not loaded": (
         '[checkpoint]\ninitial_load_path = "/nowhere"',
+        "initial_load_path is '/nowhere'",
+        "nothing is loaded unless checkpoint.enable is true",
+    ),
+    "missing start": (
+        '[checkpoint]\nenable = true\ninitial_load_path = "/nowhere"',
         "initial_load_path is '/nowhere'",
         "no such folder",
     ),

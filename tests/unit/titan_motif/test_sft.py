@@ -158,7 +158,7 @@ def test_what_is_wrong_is_one_line_before_anything_starts(
     ("settings", "message"),
     [
         (
-            ["--checkpoint.initial_load_path=nowhere"],
+            ["--checkpoint.enable", "--checkpoint.initial_load_path=nowhere"],
             "initial_load_path is 'nowhere'; no such folder",
         ),
         (["--model.hf_assets_path=none"], "model.hf_assets_path is 'none'; it holds no tokenizer"),
