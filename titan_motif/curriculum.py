@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import tyro
 
 from titan_motif.components.curriculum.loader import CurriculumLoader, DocumentInputs, Share
-from titan_motif.components.curriculum.manifest import MANIFEST, check_tokenizer, load_manifest
 from titan_motif.components.curriculum.schedule import Phase, RunPlan, find_problems, plan_run
 from titan_motif.components.curriculum.sources import TokenFile, TokenStream
+from titan_motif.components.preparation.manifest import MANIFEST, check_tokenizer, load_manifest
 from titan_motif.corpus.prepare import GROUPS as BUILTIN_GROUPS
 
 if TYPE_CHECKING:

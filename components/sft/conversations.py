@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
-from titan_motif.components.curriculum.units import (
+from titan_motif.components.preparation.units import (
     TOO_DEEP,
     field_problem,
     nesting_problem,

@@ -25,26 +25,26 @@ import numpy as np
 import tokenizers
 from torchtitan.components.loss import IGNORE_INDEX
 
-from titan_motif.components.curriculum.assemble import SPLITS
-from titan_motif.components.curriculum.manifest import tokenizer_sha256, write_manifest
-from titan_motif.components.curriculum.packing import best_fit
-from titan_motif.components.curriculum.prepare import (
+from titan_motif.components.preparation.assemble import SPLITS
+from titan_motif.components.preparation.manifest import tokenizer_sha256, write_manifest
+from titan_motif.components.preparation.prepare import (
     BAD_LINES,
     MAX_VALIDATION_SHARE,
     NUM_TOLD,
     hash_inputs,
     ready_manifest,
 )
-from titan_motif.components.curriculum.readers import Input, find_inputs, read_rows
-from titan_motif.components.curriculum.tokenizer import DocumentTokenizer, load_tokenizer
-from titan_motif.components.curriculum.units import BadLine
-from titan_motif.components.curriculum.work_folder import locked
+from titan_motif.components.preparation.readers import Input, find_inputs, read_rows
+from titan_motif.components.preparation.tokenizer import DocumentTokenizer, load_tokenizer
+from titan_motif.components.preparation.units import BadLine
+from titan_motif.components.preparation.work_folder import locked
 from titan_motif.components.progress import byte_progress
 from titan_motif.components.sft.conversations import (
     Conversation,
     read_conversation,
     special_token_in,
 )
+from titan_motif.components.sft.packing import best_fit
 from titan_motif.components.sft.template import ChatTemplate, Sample, load_template
 
 _BATCH = 256

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from titan_motif.components.curriculum.units import BadLine
+from titan_motif.components.preparation.units import BadLine
 from titan_motif.components.sft.conversations import Conversation
 from titan_motif.components.sft.minhash import NUM_HASHES, find_repeats, signature
 from titan_motif.components.sft.pruning import (

@@ -26,7 +26,7 @@ from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
-from titan_motif.components.curriculum.tokenizer import (
+from titan_motif.components.preparation.tokenizer import (
     CHAT_TEMPLATE,
     SPECIAL_TOKENS,
     read_tokenizer,

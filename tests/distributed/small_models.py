@@ -11,7 +11,7 @@ from torch import Tensor
 import titan_motif.device  # noqa: F401
 
 # isort: split
-from titan_motif.components.curriculum.tokenizer import load_tokenizer
+from titan_motif.components.preparation.tokenizer import load_tokenizer
 from titan_motif.components.safetensors_files import (
     TensorShape,
     cut_into_shards,

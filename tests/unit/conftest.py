@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from titan_motif.components.curriculum.tokenizer import save_tokenizer, train_tokenizer
+from titan_motif.components.preparation.tokenizer import save_tokenizer, train_tokenizer
 
 
 @pytest.fixture(scope="session")

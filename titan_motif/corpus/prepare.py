@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from titan_motif.components.curriculum.manifest import describe_files
-from titan_motif.components.curriculum.tokenizer import (
+from titan_motif.components.preparation.manifest import describe_files
+from titan_motif.components.preparation.tokenizer import (
     END_OF_TEXT,
     save_tokenizer,
     train_tokenizer,

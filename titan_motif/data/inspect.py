@@ -10,15 +10,15 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from titan_motif.components.curriculum.assemble import SPLITS
-from titan_motif.components.curriculum.manifest import (
+from titan_motif.components.curriculum.sources import TokenFile
+from titan_motif.components.preparation.assemble import SPLITS
+from titan_motif.components.preparation.manifest import (
     MANIFEST,
     check_tokenizer,
     load_manifest,
     verify_files,
 )
-from titan_motif.components.curriculum.sources import TokenFile
-from titan_motif.components.curriculum.tokenizer import load_tokenizer
+from titan_motif.components.preparation.tokenizer import load_tokenizer
 from titan_motif.data.inspect_chat import inspect_chat
 
 SAMPLE_TOKENS = 200

@@ -11,9 +11,9 @@ from rich.text import Text
 from tokenizers import Tokenizer
 from torchtitan.components.loss import IGNORE_INDEX
 
-from titan_motif.components.curriculum.manifest import check_tokenizer, load_manifest
 from titan_motif.components.curriculum.sources import TokenFile
-from titan_motif.components.curriculum.tokenizer import load_tokenizer
+from titan_motif.components.preparation.manifest import check_tokenizer, load_manifest
+from titan_motif.components.preparation.tokenizer import load_tokenizer
 
 LEARNT_STYLE, READ_STYLE = "bold green", "dim"
 

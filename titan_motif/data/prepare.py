@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from titan_motif.components.curriculum.prepare import PrepareOptions, prepare_source
+from titan_motif.components.preparation.prepare import PrepareOptions, prepare_source
 
 
 @dataclass(frozen=True)

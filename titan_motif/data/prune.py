@@ -17,10 +17,10 @@ import titan_motif.device as default_device  # before anything of torchtitan
 from rich.console import Console
 from rich.table import Table
 
-from titan_motif.components.curriculum.prepare import NUM_TOLD, hash_inputs
-from titan_motif.components.curriculum.readers import Input, find_inputs, is_unchanged, read_rows
-from titan_motif.components.curriculum.units import BadLine
 from titan_motif.components.file_hashes import file_sha256
+from titan_motif.components.preparation.prepare import NUM_TOLD, hash_inputs
+from titan_motif.components.preparation.readers import Input, find_inputs, is_unchanged, read_rows
+from titan_motif.components.preparation.units import BadLine
 from titan_motif.components.progress import byte_progress
 from titan_motif.components.sft.conversations import Conversation, read_conversation
 from titan_motif.components.sft.pruning import RULES, PruneRules

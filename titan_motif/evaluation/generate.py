@@ -14,7 +14,7 @@ import tyro
 import titan_motif.device as default_device  # before anything of torchtitan
 
 # isort: split
-from titan_motif.components.curriculum.tokenizer import DocumentTokenizer, load_tokenizer
+from titan_motif.components.preparation.tokenizer import DocumentTokenizer, load_tokenizer
 from titan_motif.components.sft.conversations import Message
 from titan_motif.evaluation.chat import ChatPrompts, check_text
 from titan_motif.evaluation.continuation import Continuation, Speed, continue_prompts

@@ -24,7 +24,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
 from tqdm import tqdm
 
-from titan_motif.components.curriculum.tokenizer import load_tokenizer
+from titan_motif.components.preparation.tokenizer import load_tokenizer
 from titan_motif.components.sft.conversations import Conversation, Message
 from titan_motif.components.sft.template import ChatTemplate
 from titan_motif.evaluation.chat import ChatPrompts

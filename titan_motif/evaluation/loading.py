@@ -8,7 +8,7 @@ import titan_motif.device  # noqa: F401  (before anything of torchtitan)
 # isort: split
 import torch
 
-from titan_motif.components.curriculum.tokenizer import DocumentTokenizer, load_tokenizer
+from titan_motif.components.preparation.tokenizer import DocumentTokenizer, load_tokenizer
 from titan_motif.components.progress import byte_progress
 from titan_motif.components.saved_steps import step_to_begin_from
 from titan_motif.config_loading import load_config

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import titan_motif.device  # noqa: F401  (before anything of torchtitan)
 
 # isort: split
-from titan_motif.components.curriculum.tokenizer import load_tokenizer
+from titan_motif.components.preparation.tokenizer import load_tokenizer
 from titan_motif.components.saved_steps import step_to_begin_from
 from titan_motif.corpus.sums import NUM_ASKED, question, split_sums
 from titan_motif.evaluation.chat import ChatPrompts

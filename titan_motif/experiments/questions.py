@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from titan_motif.components.curriculum.tokenizer import load_tokenizer
+from titan_motif.components.preparation.tokenizer import load_tokenizer
 from titan_motif.components.saved_steps import step_to_begin_from
 from titan_motif.evaluation.loading import dtype_named, load_model, usable_device
 from titan_motif.evaluation.scoring import Pair, score

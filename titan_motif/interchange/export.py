@@ -12,7 +12,7 @@ import titan_motif.device  # noqa: F401  (before anything of torchtitan)
 import torch
 from torch import Tensor
 
-from titan_motif.components.curriculum.tokenizer import load_tokenizer
+from titan_motif.components.preparation.tokenizer import load_tokenizer
 from titan_motif.components.progress import byte_progress
 from titan_motif.components.safetensors_files import (
     TensorShape,

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from titan_motif.components.curriculum.work_folder import locked
+from titan_motif.components.preparation.work_folder import locked
 
 From = Annotated[Path, tyro.conf.arg(name="from")]
 """The type of an option --from, which is no name in Python."""

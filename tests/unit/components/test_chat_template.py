@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from titan_motif.components.curriculum.tokenizer import CHAT_TEMPLATE
+from titan_motif.components.preparation.tokenizer import CHAT_TEMPLATE
 from titan_motif.components.sft.conversations import Conversation, read_conversation
 from titan_motif.components.sft.template import TemplateProblem, load_template
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from titan_motif.components.curriculum.manifest import (
+from titan_motif.components.preparation.manifest import (
     FORMAT,
     check_tokenizer,
     load_manifest,

@@ -17,12 +17,12 @@ import pyarrow.parquet as pq
 import pytest
 from tokenizers import Tokenizer
 
-from titan_motif.components.curriculum import tokenize_units
-from titan_motif.components.curriculum.assemble import select
-from titan_motif.components.curriculum.manifest import load_manifest, verify_files
-from titan_motif.components.curriculum.prepare import PrepareOptions, prepare_source
-from titan_motif.components.curriculum.tokenize_units import DOCUMENT
-from titan_motif.components.curriculum.tokenizer import (
+from titan_motif.components.preparation import tokenize_units
+from titan_motif.components.preparation.assemble import select
+from titan_motif.components.preparation.manifest import load_manifest, verify_files
+from titan_motif.components.preparation.prepare import PrepareOptions, prepare_source
+from titan_motif.components.preparation.tokenize_units import DOCUMENT
+from titan_motif.components.preparation.tokenizer import (
     load_tokenizer,
     save_tokenizer,
     train_tokenizer,
@@ -140,7 +140,7 @@ def test_the_seed_orders_and_nothing_else(options: PrepareOptions, tmp_path: Pat
 SLOW = """
 import sys
 from pathlib import Path
-from titan_motif.components.curriculum.prepare import PrepareOptions, prepare_source
+from titan_motif.components.preparation.prepare import PrepareOptions, prepare_source
 options = PrepareOptions((sys.argv[1],), Path(sys.argv[2]), Path(sys.argv[3]), workers=2)
 prepare_source(options, unit_bytes=20_000)
 """
@@ -408,7 +408,7 @@ def test_inputs_that_change_meanwhile_are_told(
         (tmp_path / "a.jsonl").write_text('{"text": "another"}\n')
         return iter(())
 
-    monkeypatch.setattr("titan_motif.components.curriculum.prepare.tokenize_in_parallel", change)
+    monkeypatch.setattr("titan_motif.components.preparation.prepare.tokenize_in_parallel", change)
     assert refusal(options) == f"{tmp_path / 'a.jsonl'}: changed while it was read; start again"
 
 

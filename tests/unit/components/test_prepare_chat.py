@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from torchtitan.components.loss import IGNORE_INDEX
 
-from titan_motif.components.curriculum.manifest import verify_files
 from titan_motif.components.curriculum.sources import TokenFile, TokenStream
+from titan_motif.components.preparation.manifest import verify_files
 from titan_motif.components.sft.conversations import Conversation
 from titan_motif.components.sft.prepare import ChatOptions, prepare_chat
 from titan_motif.components.sft.template import load_template

@@ -10,14 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from titan_motif.components.curriculum.readers import (
+from titan_motif.components.preparation.readers import (
     find_inputs,
     is_unchanged,
     plan_units,
     read_rows,
     read_unit,
 )
-from titan_motif.components.curriculum.units import BadLine, Document
+from titan_motif.components.preparation.units import BadLine, Document
 
 TEXTS = [f"document {number}: naïve 한국어\r\nsecond line {'x' * number}" for number in range(40)]
 ROWS = [{"id": n, "text": text, "licence": ("MIT", None)[n % 2]} for n, text in enumerate(TEXTS)]

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from titan_motif.components.curriculum.packing import best_fit, padding_share
 from titan_motif.components.curriculum.sources import TokenFile, TokenStream, permuted
+from titan_motif.components.sft.packing import best_fit, padding_share
 
 
 @pytest.fixture

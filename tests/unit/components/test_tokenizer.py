@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models
 
-from titan_motif.components.curriculum.tokenizer import (
+from titan_motif.components.preparation.tokenizer import (
     END_OF_TEXT,
     MIN_VOCAB_SIZE,
     SPECIAL_TOKENS,

@@ -12,7 +12,7 @@ import titan_motif.device  # noqa: F401
 
 # isort: split
 from titan_motif import check_config, cli
-from titan_motif.components.curriculum.manifest import tokenizer_sha256, write_manifest
+from titan_motif.components.preparation.manifest import tokenizer_sha256, write_manifest
 from titan_motif.config_loading import ConfigError, load_config
 from titan_motif.curriculum import build_loader, shares, sources_of, sources_without_manifest
 from titan_motif.data.trace import load_job

@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from titan_motif import cli
-from titan_motif.components.curriculum.manifest import tokenizer_sha256
+from titan_motif.components.preparation.manifest import tokenizer_sha256
 
 TEXTS = [f"The cat {number} sat on {'a mat, ' * (number % 7)}and ran." for number in range(60)]
 

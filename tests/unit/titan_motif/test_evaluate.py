@@ -22,7 +22,7 @@ import titan_motif.device  # noqa: F401
 
 # isort: split
 from titan_motif import cli
-from titan_motif.components.curriculum.tokenizer import (
+from titan_motif.components.preparation.tokenizer import (
     load_tokenizer,
 )
 from titan_motif.corpus import sums as corpus_sums

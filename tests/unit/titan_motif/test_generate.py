@@ -13,8 +13,8 @@ import titan_motif.device  # noqa: F401
 
 # isort: split
 from titan_motif import cli
-from titan_motif.components.curriculum.tokenizer import load_tokenizer
 from titan_motif.components.dcp_files import write_dcp
+from titan_motif.components.preparation.tokenizer import load_tokenizer
 from titan_motif.components.safetensors_files import TensorShape
 from titan_motif.components.seal import break_seal
 from titan_motif.evaluation import continuation

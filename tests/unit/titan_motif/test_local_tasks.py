@@ -9,7 +9,7 @@ from small_models import write_source
 import titan_motif.device  # noqa: F401
 
 # isort: split
-from titan_motif.components.curriculum.tokenizer import (
+from titan_motif.components.preparation.tokenizer import (
     load_tokenizer,
     save_tokenizer,
     train_tokenizer,

@@ -16,7 +16,7 @@ import titan_motif.device  # noqa: F401
 
 # isort: split
 from titan_motif import cli
-from titan_motif.components.curriculum.tokenizer import save_tokenizer, train_tokenizer
+from titan_motif.components.preparation.tokenizer import save_tokenizer, train_tokenizer
 from titan_motif.components.sft.conversations import read_conversation
 from titan_motif.components.sft.template import Sample, load_template
 from titan_motif.evaluation import conversation_loss

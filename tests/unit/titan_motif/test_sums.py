@@ -72,7 +72,7 @@ def test_the_first_result_counts(text: str, is_right: bool):
 
 
 def test_a_model_is_asked_each_sum_once(tmp_path: Path, tiny_tokenizer: Path, monkeypatch, capsys):
-    from titan_motif.components.curriculum.tokenizer import load_tokenizer
+    from titan_motif.components.preparation.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(tiny_tokenizer).tokenizer
     held_out = split_sums()[1][:200]

@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from titan_motif.components.curriculum.tokenizer import load_tokenizer
+from titan_motif.components.preparation.tokenizer import load_tokenizer
 from titan_motif.corpus.mathematics import NAMES
 from titan_motif.evaluation.local_tasks.setting import Setting, Task, in_memory, mean_of
 

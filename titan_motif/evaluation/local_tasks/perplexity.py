@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from titan_motif.components.curriculum.manifest import MANIFEST, tokenizer_sha256
 from titan_motif.components.curriculum.sources import TokenFile
-from titan_motif.components.curriculum.tokenizer import load_tokenizer
+from titan_motif.components.preparation.manifest import MANIFEST, tokenizer_sha256
+from titan_motif.components.preparation.tokenizer import load_tokenizer
 from titan_motif.config import JobConfig
 from titan_motif.curriculum import sources_of
 from titan_motif.evaluation.local_tasks.setting import Setting, Task, in_memory

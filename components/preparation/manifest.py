@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from titan_motif.components.curriculum.tokenizer import end_of_text
 from titan_motif.components.file_hashes import file_sha256, own_sha256, write_record
+from titan_motif.components.preparation.tokenizer import end_of_text
 
 MANIFEST = "manifest.json"
 FORMAT = 2

@@ -17,30 +17,30 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from titan_motif.components.curriculum.assemble import assemble
-from titan_motif.components.curriculum.manifest import (
+from titan_motif.components.file_hashes import file_sha256
+from titan_motif.components.preparation.assemble import assemble
+from titan_motif.components.preparation.manifest import (
     MANIFEST,
     describe_files,
     load_manifest,
     tokenizer_sha256,
     write_manifest,
 )
-from titan_motif.components.curriculum.readers import (
+from titan_motif.components.preparation.readers import (
     Input,
     find_inputs,
     is_unchanged,
     plan_units,
 )
-from titan_motif.components.curriculum.tokenize_units import (
+from titan_motif.components.preparation.tokenize_units import (
     Job,
     UnitResult,
     finished_unit,
     tokenize_in_parallel,
 )
-from titan_motif.components.curriculum.tokenizer import DocumentTokenizer, load_tokenizer
-from titan_motif.components.curriculum.units import UNIT_BYTES, BadLine, Unit
-from titan_motif.components.curriculum.work_folder import locked, take_up
-from titan_motif.components.file_hashes import file_sha256
+from titan_motif.components.preparation.tokenizer import DocumentTokenizer, load_tokenizer
+from titan_motif.components.preparation.units import UNIT_BYTES, BadLine, Unit
+from titan_motif.components.preparation.work_folder import locked, take_up
 from titan_motif.components.progress import byte_progress
 
 BAD_LINES = "bad_lines.jsonl"

@@ -14,8 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from titan_motif.components.curriculum import tables
-from titan_motif.components.curriculum.units import (
+from titan_motif.components.preparation import tables
+from titan_motif.components.preparation.units import (
     TOO_DEEP,
     UNIT_BYTES,
     BadLine,

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import tokenizers
 
-from titan_motif.components.curriculum.readers import Input
-from titan_motif.components.curriculum.tokenize_units import Job
+from titan_motif.components.preparation.readers import Input
+from titan_motif.components.preparation.tokenize_units import Job
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from titan_motif.components.curriculum.units import (
+from titan_motif.components.preparation.units import (
     BadLine,
     Document,
     Unit,

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from titan_motif.components.curriculum.tokenize_units import DOCUMENT, UnitResult
+from titan_motif.components.preparation.tokenize_units import DOCUMENT, UnitResult
 from titan_motif.components.progress import byte_progress
 
 SPLITS = ("train", "validation")

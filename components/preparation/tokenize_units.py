@@ -21,9 +21,9 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from titan_motif.components.curriculum.readers import read_unit
-from titan_motif.components.curriculum.tokenizer import DocumentTokenizer, load_tokenizer
-from titan_motif.components.curriculum.units import BadLine, Document, Unit
+from titan_motif.components.preparation.readers import read_unit
+from titan_motif.components.preparation.tokenizer import DocumentTokenizer, load_tokenizer
+from titan_motif.components.preparation.units import BadLine, Document, Unit
 
 DOCUMENT = np.dtype(
     [

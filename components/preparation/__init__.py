@@ -1,0 +1,1 @@
+"""How documents become a source of tokens that runs can read."""
