@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from titan_motif.components.preparation.inputs import find_inputs
 from titan_motif.components.preparation.manifest import MANIFEST, load_manifest
 from titan_motif.components.preparation.prepare import MAX_VALIDATION_SHARE
-from titan_motif.components.preparation.readers import find_inputs
 from titan_motif.components.sft.prepare import ChatOptions, prepare_chat
 from titan_motif.components.sft.template import load_template
 

@@ -19,6 +19,7 @@ import tokenizers
 
 from titan_motif.components.file_hashes import file_sha256
 from titan_motif.components.preparation.assemble import assemble
+from titan_motif.components.preparation.inputs import Input, find_inputs, is_unchanged
 from titan_motif.components.preparation.manifest import (
     MANIFEST,
     describe_files,
@@ -26,12 +27,7 @@ from titan_motif.components.preparation.manifest import (
     tokenizer_sha256,
     write_manifest,
 )
-from titan_motif.components.preparation.readers import (
-    Input,
-    find_inputs,
-    is_unchanged,
-    plan_units,
-)
+from titan_motif.components.preparation.readers import plan_units
 from titan_motif.components.preparation.tokenize_units import (
     Job,
     UnitResult,

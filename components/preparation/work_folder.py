@@ -16,7 +16,7 @@ from pathlib import Path
 
 import tokenizers
 
-from titan_motif.components.preparation.readers import Input
+from titan_motif.components.preparation.inputs import Input
 from titan_motif.components.preparation.tokenize_units import Job
 
 

@@ -26,6 +26,7 @@ import tokenizers
 from torchtitan.components.loss import IGNORE_INDEX
 
 from titan_motif.components.preparation.assemble import SPLITS
+from titan_motif.components.preparation.inputs import Input, find_inputs
 from titan_motif.components.preparation.manifest import tokenizer_sha256, write_manifest
 from titan_motif.components.preparation.prepare import (
     BAD_LINES,
@@ -34,7 +35,7 @@ from titan_motif.components.preparation.prepare import (
     hash_inputs,
     ready_manifest,
 )
-from titan_motif.components.preparation.readers import Input, find_inputs, read_rows
+from titan_motif.components.preparation.readers import read_rows
 from titan_motif.components.preparation.tokenizer import DocumentTokenizer, load_tokenizer
 from titan_motif.components.preparation.units import BadLine
 from titan_motif.components.preparation.work_folder import locked

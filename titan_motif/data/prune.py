@@ -18,8 +18,9 @@ from rich.console import Console
 from rich.table import Table
 
 from titan_motif.components.file_hashes import file_sha256
+from titan_motif.components.preparation.inputs import Input, find_inputs, is_unchanged
 from titan_motif.components.preparation.prepare import NUM_TOLD, hash_inputs
-from titan_motif.components.preparation.readers import Input, find_inputs, is_unchanged, read_rows
+from titan_motif.components.preparation.readers import read_rows
 from titan_motif.components.preparation.units import BadLine
 from titan_motif.components.progress import byte_progress
 from titan_motif.components.sft.conversations import Conversation, read_conversation

@@ -10,8 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from titan_motif.components.preparation.inputs import find_inputs
 from titan_motif.components.preparation.manifest import tokenizer_sha256
-from titan_motif.components.preparation.readers import find_inputs, plan_units, read_unit
+from titan_motif.components.preparation.readers import plan_units, read_unit
 from titan_motif.components.preparation.tokenizer import save_tokenizer, train_tokenizer
 from titan_motif.components.preparation.units import BadLine, Unit
 from titan_motif.components.progress import byte_progress

@@ -10,13 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from titan_motif.components.preparation.readers import (
-    find_inputs,
-    is_unchanged,
-    plan_units,
-    read_rows,
-    read_unit,
-)
+from titan_motif.components.preparation.inputs import find_inputs, is_unchanged
+from titan_motif.components.preparation.readers import plan_units, read_rows, read_unit
 from titan_motif.components.preparation.units import BadLine, Document
 
 TEXTS = [f"document {number}: naïve 한국어\r\nsecond line {'x' * number}" for number in range(40)]
