@@ -40,16 +40,11 @@ def plan_units(
     if licence_field and all(one.format == "text" for one in inputs):
         raise ValueError(f"plain text has no fields; the licence field {licence_field!r} is none")
     fields = (text_field, licence_field) if licence_field else (text_field,)
-    plans = {
-        "parquet": tables.plan_parquet,
-        "arrow": tables.plan_arrow,
-        "huggingface": tables.plan_dataset,
-    }
     units: list[Unit] = []
     for one in inputs:
         path = Path(one.path)
-        if one.format in plans:
-            units += plans[one.format](path, fields, unit_bytes)
+        if one.format in tables.PLANS:
+            units += tables.PLANS[one.format](path, fields, unit_bytes)
         elif one.format == "jsonl":
             units += _plan_lines(path, one.num_bytes, unit_bytes)
         elif units and units[-1].format == "text" and units[-1].num_bytes < unit_bytes:
@@ -70,7 +65,7 @@ def read_unit(unit: Unit, text_field: str, licence_field: str) -> Iterator[Docum
         return _read_lines(unit, text_field, licence_field)
     if unit.format == "text":
         return _read_texts(unit)
-    return tables.read_rows(unit, text_field, licence_field)
+    return tables.read_documents(unit, text_field, licence_field)
 
 
 def read_rows(one: Input) -> Iterator[tuple[int, dict[str, Any]] | BadLine]:
@@ -81,7 +76,7 @@ def read_rows(one: Input) -> Iterator[tuple[int, dict[str, Any]] | BadLine]:
     if one.format == "text":
         raise ValueError(f"{one.path}: plain text has no rows; JSONL or a table is needed")
     if one.format != "jsonl":
-        yield from tables.read_whole_rows(one.format, Path(one.path))
+        yield from tables.read_rows(one.format, Path(one.path))
         return
     for number, line in enumerate(_lines(Unit("jsonl", (one.path,), 0, one.num_bytes, 0)), 1):
         if line.strip():

@@ -76,14 +76,17 @@ def plan_dataset(folder: Path, fields: tuple[str, ...], unit_bytes: int) -> list
     ]
 
 
-def read_rows(unit: Unit, text_field: str, licence_field: str) -> Iterator[Document | BadLine]:
+PLANS = {"parquet": plan_parquet, "arrow": plan_arrow, "huggingface": plan_dataset}
+"""How a table of each format is cut into units."""
+
+
+def read_documents(unit: Unit, text_field: str, licence_field: str) -> Iterator[Document | BadLine]:
     """Yield the documents of a unit of a table, and the rows that are none."""
     path = Path(unit.files[0])
-    batches = {"parquet": _parquet_batches, "arrow": _arrow_batches, "huggingface": _dataset_rows}
     columns = [text_field, licence_field] if licence_field else [text_field]
     row = unit.rows_before
     try:
-        for batch in batches[unit.format](path, unit, columns):
+        for batch in _BATCHES[unit.format](path, unit, columns):
             texts = _as_text(batch.column(text_field))
             licences = (
                 batch.column(licence_field).to_pylist()
@@ -97,18 +100,16 @@ def read_rows(unit: Unit, text_field: str, licence_field: str) -> Iterator[Docum
         raise _broken(path, f"a file of {unit.format}", error) from None
 
 
-def read_whole_rows(format_: str, path: Path) -> Iterator[tuple[int, dict[str, Any]] | BadLine]:
+def read_rows(format_: str, path: Path) -> Iterator[tuple[int, dict[str, Any]] | BadLine]:
     """Yield all rows of a table with all their fields, numbered from 1.
 
     What a row does not have is not told from null in a table: such fields are left out. A map is
     an object, as in JSON.
     """
-    plan = {"parquet": plan_parquet, "arrow": plan_arrow, "huggingface": plan_dataset}[format_]
-    batches = {"parquet": _parquet_batches, "arrow": _arrow_batches, "huggingface": _dataset_rows}
     number = 0
     try:
-        for unit in plan(path, (), 1 << 62):
-            for batch in batches[format_](Path(unit.files[0]), unit, None):
+        for unit in PLANS[format_](path, (), 1 << 62):
+            for batch in _BATCHES[format_](Path(unit.files[0]), unit, None):
                 try:
                     rows = batch.to_pylist()
                 except UnicodeDecodeError as error:
@@ -175,6 +176,9 @@ def _dataset_rows(folder: Path, unit: Unit, columns: list[str] | None) -> Iterat
     dataset = (dataset if columns is None else dataset.select_columns(columns)).with_format("arrow")
     for begin in range(unit.begin, unit.end, BATCH_ROWS):
         yield dataset[begin : min(begin + BATCH_ROWS, unit.end)]
+
+
+_BATCHES = {"parquet": _parquet_batches, "arrow": _arrow_batches, "huggingface": _dataset_rows}
 
 
 def _open_parquet(path: Path) -> pq.ParquetFile:
