@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 import torch
 import torchtitan.config.job_config as torchtitan_config
 
-from titan_motif.components.curriculum.loader import Share
+from titan_motif.components.curriculum.micro_batches import Share
 from titan_motif.components.curriculum.schedule import RunPlan
 from titan_motif.components.float8 import Recipe
 from titan_motif.components.lr_schedule import DecayType

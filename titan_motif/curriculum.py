@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import tyro
 
-from titan_motif.components.curriculum.loader import CurriculumLoader, DocumentInputs, Share
+from titan_motif.components.curriculum.loader import CurriculumLoader, DocumentInputs
+from titan_motif.components.curriculum.micro_batches import Share
 from titan_motif.components.curriculum.schedule import Phase, RunPlan, find_problems, plan_run
 from titan_motif.components.curriculum.sources import TokenFile, TokenStream
 from titan_motif.components.preparation.manifest import MANIFEST, check_tokenizer, load_manifest

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from torchtitan.config import TORCH_DTYPE_MAP
 
 from titan_motif.activations import BlockForm, Kept
-from titan_motif.components.curriculum.loader import Share
+from titan_motif.components.curriculum.micro_batches import Share
 from titan_motif.components.float8 import FLOAT8
 from titan_motif.components.muon.plan import Plan, choose_method
 from titan_motif.config import JobConfig, Muon

@@ -13,7 +13,8 @@ import titan_motif.device  # noqa: F401  (before anything of torchtitan)
 # isort: split
 import numpy as np
 
-from titan_motif.components.curriculum.loader import CurriculumLoader, DocumentInputs, Share
+from titan_motif.components.curriculum.loader import CurriculumLoader, DocumentInputs
+from titan_motif.components.curriculum.micro_batches import Share
 from titan_motif.components.curriculum.schedule import Phase, plan_run
 from titan_motif.components.curriculum.sources import TokenFile, TokenStream
 

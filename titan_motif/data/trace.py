@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from torchtitan.components.loss import IGNORE_INDEX
 
-from titan_motif.components.curriculum.loader import CurriculumLoader, SequenceReader
+from titan_motif.components.curriculum.loader import CurriculumLoader
+from titan_motif.components.curriculum.micro_batches import SequenceReader
 from titan_motif.config import JobConfig
 from titan_motif.config_loading import load_config
 from titan_motif.curriculum import build_loader

@@ -23,10 +23,9 @@ from titan_motif.components.curriculum.loader import (
     CurriculumLoader,
     DocumentInputs,
     LoaderError,
-    SequenceReader,
-    Share,
     describe_run,
 )
+from titan_motif.components.curriculum.micro_batches import SequenceReader, Share
 from titan_motif.components.curriculum.order import GlobalOrder
 from titan_motif.components.curriculum.schedule import Phase, plan_run
 from titan_motif.components.curriculum.sources import TokenFile, TokenStream
