@@ -8,7 +8,6 @@ SOURCE/validation/                  the same for the samples held out
 SOURCE/bad_lines.jsonl              samples that were left out, each with the reason
 """
 
-import hashlib
 import json
 import os
 import platform
@@ -19,11 +18,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import numpy as np
 import tokenizers
-from torchtitan.components.loss import IGNORE_INDEX
 
 from titan_motif.components.preparation.assemble import SPLITS
 from titan_motif.components.preparation.inputs import Input, find_inputs
@@ -45,15 +43,13 @@ from titan_motif.components.sft.conversations import (
     read_conversation,
     special_token_in,
 )
-from titan_motif.components.sft.packing import best_fit
+from titan_motif.components.sft.packing import LEARNT, hold_out, pack, spool_sample, write_split
 from titan_motif.components.sft.template import ChatTemplate, Sample, load_template
 
 _BATCH = 256
 """Conversations that are tokenised at once, on all cores."""
 _LOUD_SHARE = 0.1
 """Share of the samples, left out for their length, above which that is told loudly."""
-_LEARNT = np.uint32(1 << 31)
-"""Set in a spooled token that the assistant wrote."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +150,7 @@ def _write(
                 kept = _fitted(sample, options, counts)
                 if kept is not None:
                     lengths.append(len(kept.tokens))
-                    hashes.append(_spool(kept, out))
+                    hashes.append(spool_sample(kept, out))
             advance(one.num_bytes)
     bad_lines = _put_aside(folder, bad, options)
     if not lengths:
@@ -162,18 +158,18 @@ def _write(
             f"the inputs have no samples ({bad_lines} bad, {counts['too_long']} longer than "
             f"{options.seq_len} tokens, {counts['unlearnt']} with nothing to learn)"
         )
-    is_held_out = _held_out(np.array(hashes), options.validation_share)
+    is_held_out = hold_out(np.array(hashes), options.validation_share)
     spooled = np.memmap(spool, dtype=np.uint32, mode="r")
     filling = tokenizer.tokenizer.token_to_id("<|pad|>")
     filling = tokenizer.end_id if filling is None else filling
     splits = {}
     for name, chosen in zip(SPLITS, (~is_held_out, is_held_out), strict=True):
         if chosen.any():
-            packed = _pack(spooled, np.array(lengths), np.flatnonzero(chosen), options.seq_len)
-            splits[name] = _write_split(folder / name, packed, filling, tokenizer.dtype)
+            packed = pack(spooled, np.array(lengths), np.flatnonzero(chosen), options.seq_len)
+            splits[name] = write_split(folder / name, packed, filling, tokenizer.dtype)
         else:
             splits[name] = {"documents": 0, "tokens": 0, "sequences": 0, "learnt": 0, "filling": 0}
-    largest = int((spooled & ~_LEARNT).max())
+    largest = int((spooled & ~LEARNT).max())
     del spooled
     spool.unlink()
     return {
@@ -243,76 +239,6 @@ def _fitted(sample: Sample, options: ChatOptions, counts: Counter[str]) -> Sampl
         counts["unlearnt"] += 1
         return None
     return sample
-
-
-def _spool(sample: Sample, out: BinaryIO) -> float:
-    """Write a sample's tokens, and return its hash as a number from 0 to 1."""
-    tokens = sample.tokens.astype(np.uint32)
-    digest = hashlib.sha256(tokens.tobytes()).digest()
-    out.write((tokens | _LEARNT * sample.is_learnt).astype(np.uint32).tobytes())
-    return int.from_bytes(digest[:6]) / 2**48
-
-
-def _held_out(hashes: np.ndarray, share: float) -> np.ndarray:  # (samples,) each
-    """Choose what is held out: equal samples go together; at least one stays, and one goes."""
-    held_out = hashes < share
-    if share > 0 and hashes.min() < hashes.max():
-        held_out |= hashes == hashes.min()
-        held_out &= hashes < hashes.max()
-    elif hashes.min() == hashes.max():
-        held_out[:] = False
-    return held_out
-
-
-@dataclass(frozen=True)
-class _Packed:
-    spooled: np.ndarray  # (tokens,) of all samples
-    begins: np.ndarray  # (samples,) where each begins
-    lengths: np.ndarray  # (samples,)
-    sequences: list[list[int]]
-    """The samples of each."""
-    seq_len: int
-
-
-def _pack(spooled: np.ndarray, lengths: np.ndarray, chosen: np.ndarray, seq_len: int) -> _Packed:
-    begins = np.cumsum(lengths) - lengths
-    bins = best_fit(lengths[chosen].tolist(), seq_len)
-    return _Packed(spooled, begins, lengths, [chosen[x].tolist() for x in bins], seq_len)
-
-
-def _write_split(folder: Path, packed: _Packed, filling: int, dtype: np.dtype) -> dict[str, int]:
-    """Write the sequences of a split; return its counts."""
-    folder.mkdir()
-    size = len(packed.sequences) * packed.seq_len
-    tokens = np.lib.format.open_memmap(folder / "tokens.npy", "w+", dtype, (size,))
-    labels = np.lib.format.open_memmap(folder / "labels.npy", "w+", np.int32, (size,))
-    offsets, learnt, filled = [0], 0, 0
-    for number, samples in enumerate(packed.sequences):
-        place, end = number * packed.seq_len, (number + 1) * packed.seq_len
-        tokens[place:end], labels[place:end] = filling, IGNORE_INDEX
-        for sample in samples:
-            begin, length = packed.begins[sample], packed.lengths[sample]
-            found = packed.spooled[begin : begin + length]
-            ids, is_learnt = found & ~_LEARNT, (found & _LEARNT) != 0
-            tokens[place : place + length] = ids
-            following = np.where(is_learnt[1:], ids[1:].astype(np.int32), IGNORE_INDEX)
-            labels[place : place + length - 1] = following
-            learnt += int(is_learnt[1:].sum())
-            place += int(length)
-            offsets.append(place)
-        if place < end:
-            filled += end - place
-            offsets.append(end)
-    np.save(folder / "document_offsets.npy", np.array(offsets, dtype=np.int64))
-    tokens.flush()
-    labels.flush()
-    return {
-        "documents": sum(map(len, packed.sequences)),
-        "tokens": size,
-        "sequences": len(packed.sequences),
-        "learnt": learnt,
-        "filling": filled,
-    }
 
 
 def _put_aside(folder: Path, bad: Sequence[BadLine], options: ChatOptions) -> int:
