@@ -10,6 +10,7 @@ import torch
 from titan_motif.components.muon.routing import route
 from titan_motif.config import (
     ActivationCheckpoint,
+    Finding,
     JobConfig,
     LRScheduler,
     Metrics,
@@ -17,16 +18,18 @@ from titan_motif.config import (
     Optimizer,
     value_of,
 )
+from titan_motif.config_curriculum import check_curriculum, check_source_files
 from titan_motif.config_evaluation import check_evaluation
 from titan_motif.config_float8 import check_float8
 from titan_motif.config_refusals import check_served
+from titan_motif.config_sft import check_packed, check_sft
 from titan_motif.corpus.prepare import GROUPS as BUILTIN_GROUPS
-from titan_motif.curriculum import check_curriculum, check_source_files, has_phases
+from titan_motif.curriculum import has_phases
 from titan_motif.device import device_type
 from titan_motif.kernels import attention_problem
-from titan_motif.layout import Finding, check_layout
+from titan_motif.layout import check_layout
 from titan_motif.model import FLAVORS, Motif2Model, Motif2ModelArgs
-from titan_motif.sft import check_packed, check_sft, counts_steps_later
+from titan_motif.sft import counts_steps_later
 
 _AT_LEAST = {
     "training.steps": 1,

@@ -2,10 +2,9 @@
 
 from collections.abc import Iterator
 
-from titan_motif.config import JobConfig
+from titan_motif.config import Finding, JobConfig
 from titan_motif.evaluation.harness import require_harness
 from titan_motif.evaluation.presets import LISTING, check_known, wanted_tasks
-from titan_motif.layout import Finding
 from titan_motif.model import Motif2ModelArgs
 
 _TASKS = "evaluation.tasks"

@@ -9,9 +9,8 @@ from titan_motif.components.float8 import (
     float8_problem,
     skipped_problem,
 )
-from titan_motif.config import Float8Linear, JobConfig
+from titan_motif.config import Finding, Float8Linear, JobConfig
 from titan_motif.curriculum import has_phases
-from titan_motif.layout import Finding
 from titan_motif.model import Motif2ModelArgs
 from titan_motif.model.model import parameter_shapes
 

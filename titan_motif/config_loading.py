@@ -17,8 +17,9 @@ from typing import Any, Literal
 
 import tomli
 
-from titan_motif.config import DECIDED_BY_PHASES, JobConfig, all_keys, resolve, value_of
+from titan_motif.config import JobConfig, all_keys, value_of
 from titan_motif.config_checks import check_values
+from titan_motif.config_resolving import DECIDED_BY_PHASES, resolve
 from titan_motif.curriculum import has_phases
 
 

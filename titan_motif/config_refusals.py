@@ -4,9 +4,8 @@ from collections.abc import Iterator
 
 import torch
 
-from titan_motif.config import JobConfig, all_keys, value_of
+from titan_motif.config import Finding, JobConfig, all_keys, value_of
 from titan_motif.kernels import default_implementation
-from titan_motif.layout import Finding
 
 _NO_PIPELINE = "there is no pipeline parallelism here"
 _NO_CONTEXT = "there is no context parallelism here"

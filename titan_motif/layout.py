@@ -4,11 +4,9 @@ from collections.abc import Iterator
 
 from torchtitan.config import JobConfig
 
+from titan_motif.config import Finding
 from titan_motif.curriculum import has_phases
 from titan_motif.model.args import Motif2ModelArgs
-
-Finding = tuple[str, str]
-"""A key, and the rest of the sentence about it."""
 
 REFUSED_DEGREES = {
     "pipeline_parallel_degree": (

@@ -32,7 +32,9 @@ from titan_motif.components.float8 import FLOAT8, Float8Converter
 from titan_motif.components.lr_schedule import TokenScheduler, build_schedule
 from titan_motif.components.metrics import build_metrics
 from titan_motif.components.validation import SplitValidator, build_validator
-from titan_motif.config import LRScheduler, resolve
+from titan_motif.config import LRScheduler
+from titan_motif.config_curriculum import check_curriculum
+from titan_motif.config_resolving import resolve
 from titan_motif.curriculum import build_loader, sources_of, sources_without_manifest
 from titan_motif.model import FLAVORS, Motif2Model, Motif2ModelArgs, Motif2StateDictAdapter
 from titan_motif.optimizers import build_optimizers
@@ -61,7 +63,12 @@ def build_tokenizer(job_config: JobConfig) -> HuggingFaceTokenizer:
 def build_dataloader(
     dp_world_size: int, dp_rank: int, tokenizer: HuggingFaceTokenizer, job_config: JobConfig
 ) -> CurriculumLoader:
-    """Build the loader of one rank, and tell how often each source will be read."""
+    """Build the loader of one rank, and tell how often each source will be read.
+
+    Raises: ValueError for a curriculum that cannot be planned, or a source without tokens
+    """
+    for key, message in check_curriculum(job_config):  # nothing has, under torchtitan's own entry
+        raise ValueError(f"{key} {message}")
     training = job_config.training
     loader = build_loader(
         job_config,

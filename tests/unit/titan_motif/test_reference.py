@@ -8,8 +8,8 @@ import pytest
 
 from titan_motif import reference
 from titan_motif.config import JobConfig, all_keys
+from titan_motif.config_data import PhaseSettings, SourceSettings
 from titan_motif.config_refusals import NOT_SERVED
-from titan_motif.curriculum import PhaseSettings, SourceSettings
 
 PAGE = Path(__file__).resolve().parents[3] / "docs/reference.md"
 
