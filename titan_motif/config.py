@@ -4,9 +4,8 @@ Every other section is torchtitan's own (torchtitan/config/job_config.py). Under
 entry, `job.custom_config_module = "titan_motif.config"` merges this module's JobConfig.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
 import torchtitan.config.job_config as torchtitan_config
 
@@ -382,23 +381,3 @@ class JobConfig(torchtitan_config.JobConfig):
     validation: Validation = field(default_factory=Validation)
     evaluation: Evaluation = field(default_factory=Evaluation)
     summary: Summary = field(default_factory=Summary)
-
-
-Finding = tuple[str, str]
-"""What is wrong with a job: the key, and the rest of the sentence about it."""
-
-
-def all_keys(section: type = JobConfig, prefix: str = "") -> Iterator[str]:
-    """Yield every setting of a job as section.field, in the order of the sections."""
-    for entry in fields(section):
-        if is_dataclass(entry.type):
-            yield from all_keys(entry.type, f"{prefix}{entry.name}.")
-        else:
-            yield f"{prefix}{entry.name}"
-
-
-def value_of(config: torchtitan_config.JobConfig, key: str) -> Any:
-    """Return the value of section.field."""
-    for name in key.split("."):
-        config = getattr(config, name)
-    return config

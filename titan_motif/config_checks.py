@@ -10,21 +10,19 @@ import torch
 from titan_motif.components.muon.routing import route
 from titan_motif.config import (
     ActivationCheckpoint,
-    Finding,
     JobConfig,
     LRScheduler,
     Metrics,
     Muon,
     Optimizer,
-    value_of,
 )
 from titan_motif.config_curriculum import check_curriculum, check_source_files
 from titan_motif.config_evaluation import check_evaluation
 from titan_motif.config_float8 import check_float8
+from titan_motif.config_keys import Finding, value_of
 from titan_motif.config_refusals import check_served
 from titan_motif.config_sft import check_packed, check_sft
 from titan_motif.corpus.prepare import GROUPS as BUILTIN_GROUPS
-from titan_motif.curriculum import has_phases
 from titan_motif.device import device_type
 from titan_motif.kernels import attention_problem
 from titan_motif.layout import check_layout
@@ -320,8 +318,9 @@ def _attention(config: JobConfig, args: Motif2ModelArgs, runs_here: bool) -> Ite
 
 def _schedule(config: JobConfig) -> Iterator[Finding]:
     scheduler, steps = config.lr_scheduler, config.training.steps
-    if has_phases(config) and scheduler.plan is not None and steps > scheduler.plan.num_steps:
-        most = scheduler.plan.num_steps
+    plan = scheduler.plan if config.curriculum.has_phases else None
+    if plan is not None and steps > plan.num_steps:
+        most = plan.num_steps
         yield "training.steps", f"is {steps}; the phases make {most}: -1 takes all of them"
     total = scheduler.total_steps if scheduler.total_steps is not None else steps
     if total < steps:

@@ -7,8 +7,9 @@ from typing import Any
 from titan_motif.components.curriculum.schedule import find_problems
 from titan_motif.components.curriculum.sources import TokenFile
 from titan_motif.components.preparation.manifest import MANIFEST, check_tokenizer, load_manifest
-from titan_motif.config import Finding, JobConfig
+from titan_motif.config import JobConfig
 from titan_motif.config_data import Curriculum
+from titan_motif.config_keys import Finding
 from titan_motif.curriculum import phases_of, sources_of
 
 

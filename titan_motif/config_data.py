@@ -71,6 +71,11 @@ class Curriculum:
         self.sources = [SourceSettings(**s) if isinstance(s, dict) else s for s in self.sources]
         self.phases = [PhaseSettings(**p) if isinstance(p, dict) else p for p in self.phases]
 
+    @property
+    def has_phases(self) -> bool:
+        """Whether phases decide length and batch."""
+        return self.enable and bool(self.phases)
+
 
 @dataclass
 class Sft:

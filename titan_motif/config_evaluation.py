@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 
-from titan_motif.config import Finding, JobConfig
+from titan_motif.config import JobConfig
+from titan_motif.config_keys import Finding
 from titan_motif.evaluation.harness import require_harness
 from titan_motif.evaluation.presets import LISTING, check_known, wanted_tasks
 from titan_motif.model import Motif2ModelArgs

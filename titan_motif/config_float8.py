@@ -9,8 +9,8 @@ from titan_motif.components.float8 import (
     float8_problem,
     skipped_problem,
 )
-from titan_motif.config import Finding, Float8Linear, JobConfig
-from titan_motif.curriculum import has_phases
+from titan_motif.config import Float8Linear, JobConfig
+from titan_motif.config_keys import Finding
 from titan_motif.model import Motif2ModelArgs
 from titan_motif.model.model import parameter_shapes
 
@@ -99,7 +99,7 @@ def _sizes(config: JobConfig, linears: Mapping[str, tuple[int, ...]]) -> Iterato
     if config.quantize.linear.float8.recipe_name == "rowwise_with_gw_hp":
         return
     lengths = {"training.seq_len": config.training.seq_len}
-    if has_phases(config):
+    if config.curriculum.has_phases:
         phases = enumerate(config.curriculum.phases, start=1)
         lengths = {f"curriculum.phases.{i}.seq_len": phase.seq_len for i, phase in phases}
     for key, length in lengths.items():

@@ -17,10 +17,10 @@ from typing import Any, Literal
 
 import tomli
 
-from titan_motif.config import JobConfig, all_keys, value_of
+from titan_motif.config import JobConfig
 from titan_motif.config_checks import check_values
+from titan_motif.config_keys import all_keys, value_of
 from titan_motif.config_resolving import DECIDED_BY_PHASES, resolve
-from titan_motif.curriculum import has_phases
 
 
 class ConfigError(ValueError):
@@ -64,7 +64,7 @@ def load_config(
     for key, message in check_values(config, world_size, runs_here, has_paths):
         raise ConfigError(f"{_origin(key, origins) or path or 'defaults'}: {key} {message}")
     for key, value in given.items():
-        if has_phases(config) and value_of(config, key) != value:
+        if config.curriculum.has_phases and value_of(config, key) != value:
             raise ConfigError(
                 f"{origins[key]}: {key} is {value}; the phases of the curriculum decide it: leave "
                 "it out, or read no phases with curriculum.enable = false"

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import torch
 
-from titan_motif.config import Finding, JobConfig, all_keys, value_of
+from titan_motif.config import JobConfig
+from titan_motif.config_keys import Finding, all_keys, value_of
 from titan_motif.kernels import default_implementation
 
 _NO_PIPELINE = "there is no pipeline parallelism here"

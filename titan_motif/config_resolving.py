@@ -7,8 +7,9 @@ import torch
 from titan_motif.components.curriculum.micro_batches import Share
 from titan_motif.components.curriculum.schedule import RunPlan
 from titan_motif.config import JobConfig
-from titan_motif.curriculum import has_phases, plan_of
+from titan_motif.curriculum import plan_of
 from titan_motif.kernels import default_implementation
+from titan_motif.layout import data_parallel_ranks
 from titan_motif.sft import resolve_sft
 
 DECIDED_BY_PHASES = ("training.seq_len", "training.local_batch_size", "training.global_batch_size")
@@ -32,12 +33,12 @@ def resolve(config: JobConfig, world_size: int | None = None) -> None:
         training.mixed_precision_param = "float32" if on_cpu else "bfloat16"
     if world_size is not None:
         size = training.global_batch_size
-        ranks = world_size // max(config.parallelism.tensor_parallel_degree, 1)
+        ranks = data_parallel_ranks(config, world_size)
         if training.local_batch_size == -1 and ranks and size > 0 and size % ranks == 0:
             training.local_batch_size = size // ranks
     resolve_sft(config, world_size)
     plan = plan_of(config, world_size)
-    if plan is not None and has_phases(config):
+    if plan is not None and config.curriculum.has_phases:
         _take_over(plan, config, world_size)
     config.lr_scheduler.plan = plan
 
@@ -50,6 +51,6 @@ def _take_over(plan: RunPlan, config: JobConfig, world_size: int | None) -> None
     if training.steps == -1:
         training.steps = plan.num_steps
     if world_size is not None:
-        ranks = max(world_size // max(config.parallelism.tensor_parallel_degree, 1), 1)
+        ranks = max(data_parallel_ranks(config, world_size), 1)
         share = Share(0, ranks, config.curriculum.local_batch_tokens)
         training.local_batch_size = share.rows(plan.step(0))

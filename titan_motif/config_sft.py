@@ -7,8 +7,9 @@ from titan_motif.components.preparation.inputs import find_inputs
 from titan_motif.components.preparation.manifest import MANIFEST, load_manifest
 from titan_motif.components.preparation.prepare import MAX_VALIDATION_SHARE
 from titan_motif.components.sft.template import load_template
-from titan_motif.config import Finding, JobConfig
+from titan_motif.config import JobConfig
 from titan_motif.config_data import Sft
+from titan_motif.config_keys import Finding
 from titan_motif.sft import chat_options
 
 

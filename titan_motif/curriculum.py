@@ -15,6 +15,7 @@ from titan_motif.components.preparation.manifest import MANIFEST
 from titan_motif.config import JobConfig
 from titan_motif.config_data import PhaseSettings
 from titan_motif.corpus.prepare import GROUPS as BUILTIN_GROUPS
+from titan_motif.layout import data_parallel_ranks
 
 IMPLIED_GROUP = "all"
 """The group of implied sources where no phase names groups."""
@@ -30,11 +31,6 @@ class Source(NamedTuple):
     """Part of its group's share before they are made to sum to 1; -1 is its tokens."""
 
 
-def has_phases(config: JobConfig) -> bool:
-    """Return whether phases decide length and batch."""
-    return config.curriculum.enable and bool(config.curriculum.phases)
-
-
 def sources_of(config: JobConfig) -> list[Source]:
     """Return the sources of a job, those of a group together."""
     root, curriculum = Path(config.training.dataset_path), config.curriculum
@@ -44,7 +40,7 @@ def sources_of(config: JobConfig) -> list[Source]:
             Source(source.name, source.group, root / source.path, source.weight)
             for source in sorted(curriculum.sources, key=lambda source: groups.index(source.group))
         ]
-    by_group = has_phases(config)
+    by_group = config.curriculum.has_phases
     if config.training.dataset == "builtin":
         return [
             Source(name, name if by_group else IMPLIED_GROUP, root / name, -1.0)
@@ -55,14 +51,14 @@ def sources_of(config: JobConfig) -> list[Source]:
 
 def phases_of(config: JobConfig, world_size: int | None) -> list[Phase]:
     """Return the phases of a job, implied ones too; none where those need the number of ranks."""
-    if has_phases(config):
+    if config.curriculum.has_phases:
         return [_phase(config, settings) for settings in config.curriculum.phases]
     training = config.training
     sequences = training.global_batch_size
     if sequences <= 0:
         if world_size is None:
             return []
-        ranks = world_size // max(config.parallelism.tensor_parallel_degree, 1)
+        ranks = data_parallel_ranks(config, world_size)
         sequences = training.local_batch_size * ranks
     batch = sequences * training.seq_len
     groups = {source.group for source in sources_of(config)}
@@ -93,7 +89,7 @@ def plan_of(config: JobConfig, world_size: int | None) -> RunPlan | None:
     """Return what a job reads when; None where its settings do not make a plan."""
     phases = phases_of(config, world_size)
     groups = [source.group for source in sources_of(config)]
-    multiple = config.curriculum.batch_multiple if has_phases(config) else 1
+    multiple = config.curriculum.batch_multiple if config.curriculum.has_phases else 1
     if not phases or multiple < 1 or find_problems(phases, groups, {}, multiple):
         return None
     return plan_run(phases, multiple)
@@ -131,7 +127,7 @@ def build_loader(
     sources = sources_of(config)
     files = [TokenFile(source.folder / "train") for source in sources]
     local_batch_tokens = config.curriculum.local_batch_tokens
-    if not has_phases(config):
+    if not config.curriculum.has_phases:
         local_batch_tokens = training.local_batch_size * training.seq_len
     return CurriculumLoader(
         plan,

@@ -4,8 +4,7 @@ from collections.abc import Iterator
 
 from torchtitan.config import JobConfig
 
-from titan_motif.config import Finding
-from titan_motif.curriculum import has_phases
+from titan_motif.config_keys import Finding
 from titan_motif.model.args import Motif2ModelArgs
 
 REFUSED_DEGREES = {
@@ -30,9 +29,16 @@ def check_layout(config: JobConfig, args: Motif2ModelArgs, world_size: int) -> I
     findings = list(_degrees(config, world_size))
     if not findings:
         findings = [*_tensor_parallel(config, args)]
-        if not has_phases(config):  # their batches are filled where ranks do not divide them
+        # Batches of phases are filled where ranks do not divide them.
+        if not config.curriculum.has_phases:
             findings += _batch(config, world_size)
     yield from findings
+
+
+def data_parallel_ranks(config: JobConfig, world_size: int) -> int:
+    """Return how many of so many processes read data of their own: tensor parallelism's share."""
+    # A job is settled before a degree below 1 is refused.
+    return world_size // max(config.parallelism.tensor_parallel_degree, 1)
 
 
 def _degrees(config: JobConfig, world_size: int) -> Iterator[Finding]:
@@ -94,7 +100,7 @@ def _tensor_parallel(config: JobConfig, args: Motif2ModelArgs) -> Iterator[Findi
     lengths = {
         f"{name}.seq_len": getattr(config, name).seq_len for name in ("training", "validation")
     }
-    if has_phases(config):
+    if config.curriculum.has_phases:
         for i, phase in enumerate(config.curriculum.phases, start=1):
             lengths[f"curriculum.phases.{i}.seq_len"] = phase.seq_len
     for name, length in lengths.items():
@@ -124,7 +130,7 @@ def _what_a_rank_shares(args: Motif2ModelArgs) -> list[tuple[int, str]]:
 
 
 def _batch(config: JobConfig, world_size: int) -> Iterator[Finding]:
-    ranks = world_size // config.parallelism.tensor_parallel_degree
+    ranks = data_parallel_ranks(config, world_size)
     local, size = config.training.local_batch_size, config.training.global_batch_size
     if local == -1 == size:
         yield "training.local_batch_size", "is -1 and global_batch_size too; give one of them"

@@ -20,8 +20,8 @@ from titan_motif.components.muon.plan import Plan, choose_method
 from titan_motif.config import JobConfig, Muon
 from titan_motif.config_checks import model_args
 from titan_motif.config_loading import ConfigError, read_files
-from titan_motif.curriculum import has_phases
 from titan_motif.kernels import fastest_attention_on
+from titan_motif.layout import data_parallel_ranks
 from titan_motif.memory import Group, Groups, Job, Parts, largest_batch, moments, peak
 from titan_motif.recomputation import compiles_model
 
@@ -98,7 +98,7 @@ def plan_memory(config: JobConfig, gpus: int, gpu: GpuName, planned: Planned) ->
     reason = _why_unknown(config, gpu)
     if reason is not None:
         return {"gpu": gpu, "reason": reason}
-    ranks = gpus // config.parallelism.tensor_parallel_degree
+    ranks = data_parallel_ranks(config, gpus)
     batch = micro_batch(config, ranks)
     job = job_of(config, ranks, gpu, planned, batch.is_one_of_many)
     capacity = GPUS[gpu].capacity_bytes
@@ -123,7 +123,7 @@ def plan_memory(config: JobConfig, gpus: int, gpu: GpuName, planned: Planned) ->
 def micro_batch(config: JobConfig, ranks: int) -> MicroBatch:
     """Return the micro-batch of each of so many data-parallel ranks."""
     training = config.training
-    if not has_phases(config):
+    if not config.curriculum.has_phases:
         sequences = training.local_batch_size
         if sequences == -1:
             sequences = -(-training.global_batch_size // ranks)

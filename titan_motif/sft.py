@@ -12,6 +12,7 @@ from typing import Any
 from titan_motif.components.preparation.manifest import MANIFEST, load_manifest
 from titan_motif.components.sft.prepare import ChatOptions, prepare_chat
 from titan_motif.config import JobConfig
+from titan_motif.layout import data_parallel_ranks
 
 
 def resolve_sft(config: JobConfig, world_size: int | None) -> None:
@@ -50,9 +51,7 @@ def _batch(config: JobConfig, world_size: int | None) -> int:
         return training.global_batch_size
     if world_size is None or training.local_batch_size < 1:
         return 0
-    return training.local_batch_size * (
-        world_size // max(config.parallelism.tensor_parallel_degree, 1)
-    )
+    return training.local_batch_size * data_parallel_ranks(config, world_size)
 
 
 def prepare_sft(config: JobConfig) -> dict[str, Any]:

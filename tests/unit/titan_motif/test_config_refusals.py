@@ -9,7 +9,8 @@ import torch
 
 import titan_motif.device  # noqa: F401
 from titan_motif import check_config
-from titan_motif.config import JobConfig, all_keys, value_of
+from titan_motif.config import JobConfig
+from titan_motif.config_keys import all_keys, value_of
 from titan_motif.config_refusals import check_served, reason_against
 from titan_motif.layout import check_layout
 from titan_motif.model import FLAVORS

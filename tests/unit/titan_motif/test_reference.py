@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from titan_motif import reference
-from titan_motif.config import JobConfig, all_keys
+from titan_motif.config import JobConfig
 from titan_motif.config_data import PhaseSettings, SourceSettings
+from titan_motif.config_keys import all_keys
 from titan_motif.config_refusals import NOT_SERVED
 
 PAGE = Path(__file__).resolve().parents[3] / "docs/reference.md"
