@@ -7,26 +7,20 @@ from pathlib import Path
 
 import torch
 
-from titan_motif.components.muon.routing import route
-from titan_motif.config import (
-    ActivationCheckpoint,
-    JobConfig,
-    LRScheduler,
-    Metrics,
-    Muon,
-    Optimizer,
-)
+from titan_motif.config import ActivationCheckpoint, JobConfig, LRScheduler, Metrics, Optimizer
 from titan_motif.config_curriculum import check_curriculum, check_source_files
 from titan_motif.config_evaluation import check_evaluation
 from titan_motif.config_float8 import check_float8
 from titan_motif.config_keys import Finding, value_of
+from titan_motif.config_optimizer import check_muon_patterns, check_optimizer
 from titan_motif.config_refusals import check_served
 from titan_motif.config_sft import check_packed, check_sft
 from titan_motif.corpus.prepare import GROUPS as BUILTIN_GROUPS
 from titan_motif.device import device_type
 from titan_motif.kernels import attention_problem
 from titan_motif.layout import check_layout
-from titan_motif.model import FLAVORS, Motif2Model, Motif2ModelArgs
+from titan_motif.model import FLAVORS, Motif2ModelArgs
+from titan_motif.network import model_args
 from titan_motif.sft import counts_steps_later
 
 _AT_LEAST = {
@@ -101,7 +95,7 @@ def check_values(
     yield from _ranges(config)
     yield from check_served(config, runs_here)
     yield from _together(config)
-    yield from _optimizer(config)
+    yield from check_optimizer(config)
     yield from _model(config, runs_here)
     yield from _schedule(config)
     if runs_here and not config.sft.enable:
@@ -113,13 +107,6 @@ def check_values(
     if runs_here and config.sft.enable:  # what is packed last, by a job that is right otherwise
         yield from check_packed(config)
         yield from _files(config)
-
-
-def model_args(config: JobConfig) -> Motif2ModelArgs:
-    """Return the flavor's arguments with the job's overrides; ValueError if they do not fit."""
-    args = dataclasses.replace(FLAVORS[config.model.flavor])
-    args.override(dataclasses.asdict(config.model.args))
-    return args
 
 
 def _ranges(config: JobConfig) -> Iterator[Finding]:
@@ -216,52 +203,6 @@ def _together(config: JobConfig) -> Iterator[Finding]:
         yield "metrics.enable_wandb", "is true; the package wandb is not installed"
 
 
-def _optimizer(config: JobConfig) -> Iterator[Finding]:
-    optimizer, muon, unset = config.optimizer, config.optimizer.muon, Muon()
-    if optimizer.name != "ParallelMuon":
-        for name, value in vars(muon).items():
-            if value != getattr(unset, name):
-                yield (
-                    f"optimizer.muon.{name}",
-                    f"is {value!r}; it needs optimizer.name to be 'ParallelMuon', which is "
-                    f"{optimizer.name!r}",
-                )
-        return
-    if optimizer.implementation != "fused":
-        yield (
-            "optimizer.implementation",
-            f"is {optimizer.implementation!r}; ParallelMuon has one implementation: 'fused'",
-        )
-    if config.training.enable_cpu_offload:
-        yield (
-            "training.enable_cpu_offload",
-            "is true; ParallelMuon exchanges and orthogonalises on the GPU: optimizer.name = "
-            "'AdamW' is needed",
-        )
-    if muon.adamw_lr is not None and not 0 < muon.adamw_lr < float("inf"):
-        yield "optimizer.muon.adamw_lr", f"is {muon.adamw_lr}; more than 0 is needed"
-    if not 0 <= muon.momentum < 1:
-        yield "optimizer.muon.momentum", f"is {muon.momentum}; 0.0 to below 1.0 is allowed"
-    replicas = config.parallelism.data_parallel_replicate_degree
-    if muon.owner_scope != -1 and muon.mode == "distributed":
-        yield (
-            "optimizer.muon.owner_scope",
-            f"is {muon.owner_scope}; mode = 'distributed' has no owners to share: -1 is needed",
-        )
-    elif muon.owner_scope > 0 and replicas > 0 and replicas % muon.owner_scope:
-        yield (
-            "optimizer.muon.owner_scope",
-            f"is {muon.owner_scope}; -1 or a divisor of "
-            f"parallelism.data_parallel_replicate_degree, {replicas}, is needed",
-        )
-    steps, default = muon.polar_express_steps, unset.polar_express_steps
-    if steps != default and muon.coefficients != "polar_express":
-        yield (
-            "optimizer.muon.polar_express_steps",
-            f"is {steps}; it needs coefficients = 'polar_express'",
-        )
-
-
 def _model(config: JobConfig, runs_here: bool) -> Iterator[Finding]:
     if config.model.flavor not in FLAVORS:
         allowed = ", ".join(FLAVORS)
@@ -288,16 +229,7 @@ def _model(config: JobConfig, runs_here: bool) -> Iterator[Finding]:
             "training.builtin_vocab_size",
             (f"is {vocab}; the model's embedding has {args.vocab_size} entries"),
         )
-    muon = config.optimizer.muon
-    for key in ("muon_patterns", "adamw_patterns"):
-        patterns = getattr(muon, key)
-        if patterns and config.optimizer.name == "ParallelMuon":
-            with torch.device("meta"):
-                parameters = dict(Motif2Model(args).named_parameters())
-            try:
-                route({name: p.shape for name, p in parameters.items()}, **{key: patterns})
-            except ValueError as error:
-                yield f"optimizer.muon.{key}", f"is {patterns}: {error}"
+    yield from check_muon_patterns(config, args)
 
 
 def _attention(config: JobConfig, args: Motif2ModelArgs, runs_here: bool) -> Iterator[Finding]:

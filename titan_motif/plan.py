@@ -41,10 +41,10 @@ from titan_motif.components.muon.optimizer import costs_of
 from titan_motif.components.muon.plan import Plan, assign_owners
 from titan_motif.components.muon.routing import route
 from titan_motif.config import JobConfig
-from titan_motif.config_checks import model_args
 from titan_motif.config_loading import load_config
 from titan_motif.model import Motif2Model
 from titan_motif.model.initialization import plain_name
+from titan_motif.network import model_args
 from titan_motif.optimizers import muon_coefficients
 from titan_motif.parallelize import parallelize
 from titan_motif.plan_memory import (

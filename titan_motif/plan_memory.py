@@ -18,11 +18,11 @@ from titan_motif.components.curriculum.micro_batches import Share
 from titan_motif.components.float8 import FLOAT8
 from titan_motif.components.muon.plan import Plan, choose_method
 from titan_motif.config import JobConfig, Muon
-from titan_motif.config_checks import model_args
 from titan_motif.config_loading import ConfigError, read_files
 from titan_motif.kernels import fastest_attention_on
 from titan_motif.layout import data_parallel_ranks
 from titan_motif.memory import Group, Groups, Job, Parts, largest_batch, moments, peak
+from titan_motif.network import model_args
 from titan_motif.recomputation import compiles_model
 
 GpuName = Literal["H100-80GB", "H200", "A100-80GB", "B200"]

@@ -30,9 +30,9 @@ from titan_motif.bench.muon import (
     random_exchange,
     shapes_by_algorithm,
 )
-from titan_motif.config_checks import model_args
 from titan_motif.config_loading import load_config
 from titan_motif.model import Motif2ModelArgs
+from titan_motif.network import model_args
 from titan_motif.simulation import simulated_ranks
 from titan_motif.study.runner import Row, write_row_of
 

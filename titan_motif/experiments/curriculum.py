@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from titan_motif.components.curriculum.schedule import Phase, plan_run, weights_at
-from titan_motif.config_checks import model_args
 from titan_motif.curriculum import phases_of
 from titan_motif.experiments.builtin_corpus import files_sha256, prepare_builtin
 from titan_motif.experiments.cells import Cell
@@ -18,6 +17,7 @@ from titan_motif.experiments.curriculum_page import curriculum_page
 from titan_motif.experiments.job import CellOptions, read_cell_job, train
 from titan_motif.experiments.page import Page
 from titan_motif.experiments.records import read_run
+from titan_motif.network import model_args
 from titan_motif.study.runner import Row, replace_text
 
 Phases = list[Phase]

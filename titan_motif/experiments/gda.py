@@ -10,7 +10,6 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 
-from titan_motif.config_checks import model_args
 from titan_motif.experiments.cells import Cell
 from titan_motif.experiments.data import DataSettings, prepare_data
 from titan_motif.experiments.gda_page import gda_page
@@ -20,6 +19,7 @@ from titan_motif.experiments.questions import ask
 from titan_motif.experiments.records import read_by_layer, read_run
 from titan_motif.experiments.tasks import TASKS
 from titan_motif.model import Motif2Model, Motif2ModelArgs
+from titan_motif.network import model_args
 from titan_motif.study.runner import Row
 
 

@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 import torch
 
 from titan_motif.components.saved_steps import step_to_begin_from
-from titan_motif.config_checks import model_args
 from titan_motif.corpus.prepare import GROUPS
 from titan_motif.experiments.builtin_corpus import files_sha256, prepare_builtin
 from titan_motif.experiments.cells import Cell
@@ -25,6 +24,7 @@ from titan_motif.experiments.page import Page
 from titan_motif.experiments.records import read_run
 from titan_motif.growth.mapping import carried_lam_init
 from titan_motif.model import Motif2Model, Motif2ModelArgs
+from titan_motif.network import model_args
 from titan_motif.study.runner import Row
 
 SNR_DB = 30.0

@@ -12,12 +12,12 @@ from titan_motif.components.dcp_files import DcpFolder
 from titan_motif.components.safetensors_files import SafetensorsFolder, TensorShape
 from titan_motif.components.saved_steps import is_safetensors
 from titan_motif.components.seal import content_problem, is_sealed, seal_problem
-from titan_motif.config_checks import model_args
 from titan_motif.config_loading import load_config
 from titan_motif.model import Motif2ModelArgs
 from titan_motif.model.hf_config import CONFIG, read_hf_config
 from titan_motif.model.model import parameter_shapes
 from titan_motif.model.state_dict_adapter import our_name
+from titan_motif.network import model_args
 
 
 class ModelFiles(NamedTuple):

@@ -21,9 +21,9 @@ from torchtitan.protocols.model_converter import register_model_converter
 from torchtitan.protocols.train_spec import TrainSpec, get_train_spec, register_train_spec
 
 from titan_motif.config import JobConfig
-from titan_motif.config_checks import model_args
 from titan_motif.model import Motif2ModelArgs
 from titan_motif.model.model import Block
+from titan_motif.network import model_args
 
 NAME, FLOAT8 = "llama3_peer", "torchtitan.quantize.linear.float8"
 WIDTH_MULTIPLE = 256

@@ -9,11 +9,11 @@ import torch
 
 import titan_motif.device  # noqa: F401
 from titan_motif import check_config
-from titan_motif.config_checks import model_args
 from titan_motif.config_keys import all_keys
 from titan_motif.config_loading import ConfigError, load_config, read_files
 from titan_motif.config_resolving import resolve
 from titan_motif.model import Motif2Model
+from titan_motif.network import model_args
 
 ROOT = Path(__file__).resolve().parents[3]
 DEBUG = "tests/plain.toml"

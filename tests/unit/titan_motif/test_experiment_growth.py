@@ -5,7 +5,6 @@ import titan_motif.device  # noqa: F401  (before anything of torchtitan)
 # isort: split
 import pytest
 
-from titan_motif.config_checks import model_args
 from titan_motif.config_loading import load_config
 from titan_motif.curriculum import plan_of
 from titan_motif.experiments.cells import Cell
@@ -20,6 +19,7 @@ from titan_motif.experiments.growth_page import (
 )
 from titan_motif.experiments.job import CellOptions, Devices
 from titan_motif.growth.grow import plan_growth
+from titan_motif.network import model_args
 
 T = 307_200
 
