@@ -16,7 +16,9 @@
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
 venv=$repository/.venv
 
-train_modules="titan_motif torch torchtitan torchdata tokenizers tomli tomli_w matplotlib tyro rich"
+# The imports of pyproject's dependencies.
+train_modules="titan_motif torch torchtitan torchao torchdata triton tomli tomli_w tensorboard"
+train_modules+=" tokenizers jinja2 datasets pyarrow safetensors numpy matplotlib tyro rich"
 dev_modules="pytest pytest_timeout ruff importlinter transformers mkdocs material"
 
 say() { echo "[setup] $*" >&2; }

@@ -1,8 +1,10 @@
-"""run_train.sh from another directory: its exit codes, and what it says."""
+"""run_train.sh from another directory: its exit codes, what it says, which Python it takes."""
 
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,3 +90,24 @@ def test_it_trains_from_another_directory_and_goes_on_there(tmp_path: Path, smal
     assert f"error: {line}" in failed.stderr.splitlines()
     assert "Root Cause" in failed.stderr
     assert "Traceback" not in failed.stderr
+
+
+def from_setup_env(script: str, *arguments: str) -> str:
+    """Return what a script prints that has sourced setup_env.sh."""
+    words = ["bash", "-c", f'set -euo pipefail; source "{ROOT}/setup_env.sh"; {script}', "bash"]
+    return subprocess.run(
+        [*words, *arguments], capture_output=True, text=True, check=True, timeout=60
+    ).stdout
+
+
+def test_a_python_is_asked_for_all_that_the_project_depends_on():
+    """Where one is left out, a run on a Python without it fails at an import instead."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = [re.match(r"[\w-]+", wanted)[0] for wanted in project["dependencies"]]
+    modules = {name.replace("-", "_") for name in (project["name"], *names)}
+    assert set(from_setup_env('echo "$train_modules"').split()) == modules
+
+
+def test_a_python_without_one_of_them_is_not_taken():
+    script = """train_modules+=" no_such_module"; _problem "$1" "" """
+    assert from_setup_env(script, sys.executable) == "lacks no_such_module\n"
