@@ -2,9 +2,10 @@
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
+
+from titan_motif.components.whole_files import replace_text
 
 
 def file_sha256(path: Path) -> str:
@@ -22,10 +23,5 @@ def own_sha256(record: dict[str, Any]) -> str:
 def write_record(path: Path, record: dict[str, Any]) -> dict[str, Any]:
     """Write a record with the hash of itself, at once or not at all, and return it."""
     record = {**record, "sha256": own_sha256(record)}
-    new = path.with_name(f"{path.name}.new")
-    with new.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(record, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(new, path)
+    replace_text(path, json.dumps(record, indent=2) + "\n", is_synced=True)
     return record

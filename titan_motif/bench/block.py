@@ -17,7 +17,8 @@ from rich.table import Table
 
 from titan_motif.bench.block_cell import VARIANTS
 from titan_motif.bench.block_parts import draw_parts
-from titan_motif.study.runner import Row, replace_text, run_module
+from titan_motif.components.whole_files import replace_text
+from titan_motif.study.runner import Row, run_module
 from titan_motif.study.workload import choose_workload
 
 

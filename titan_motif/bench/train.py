@@ -20,7 +20,8 @@ from rich.table import Table
 
 from titan_motif.bench.composition import Composition
 from titan_motif.bench.contenders import CONTENDERS, Contender, compositions, ratios
-from titan_motif.study.runner import Row, replace_text, run_module
+from titan_motif.components.whole_files import replace_text
+from titan_motif.study.runner import Row, run_module
 from titan_motif.study.tables import told_memory, told_row, told_versions
 from titan_motif.study.workload import (
     Conditions,

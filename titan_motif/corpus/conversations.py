@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from titan_motif.components.whole_files import replace_text
 from titan_motif.corpus import code, english, mathematics
 from titan_motif.corpus.sums import answer, question, split_sums
 
@@ -115,9 +116,7 @@ def write(folder: Path, seed: int = 0) -> None:
     """Write both files, whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, rows in (("stage1", stage_1(seed)), ("stage2", stage_2(seed))):
-        new = folder / f"{name}.jsonl.new"
-        new.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        new.replace(folder / f"{name}.jsonl")
+        replace_text(folder / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def main() -> None:

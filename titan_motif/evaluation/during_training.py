@@ -7,7 +7,6 @@ torch.compile are what the sharded model has, and the copy has none of them.
 
 import contextlib
 import json
-import os
 import random
 import time
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from torchtitan.config import TORCH_DTYPE_MAP
 from torchtitan.tools.logging import logger
 from torchtitan.tools.utils import GarbageCollection, device_module
 
+from titan_motif.components.whole_files import replace_text
 from titan_motif.config import JobConfig
 from titan_motif.evaluation.harness import require_harness
 from titan_motif.evaluation.loading import empty_model
@@ -115,9 +115,7 @@ class IntervalEvaluator:
         self.metrics.logger.log(values_of(figures), step)
         self.folder.mkdir(parents=True, exist_ok=True)
         content = json.dumps({"checkpoint": None, "step": step, **figures}, indent=1)
-        unfinished = self._file(step).with_suffix(".new")
-        unfinished.write_text(content + "\n")
-        os.replace(unfinished, self._file(step))
+        replace_text(self._file(step), content + "\n")
 
     def _file(self, step: int) -> Path:
         return self.folder / f"step-{step}.json"

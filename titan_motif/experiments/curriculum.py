@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from titan_motif.components.curriculum.schedule import Phase, plan_run, weights_at
+from titan_motif.components.whole_files import replace_text
 from titan_motif.curriculum import phases_of
 from titan_motif.experiments.builtin_corpus import files_sha256, prepare_builtin
 from titan_motif.experiments.cells import Cell
@@ -18,7 +19,7 @@ from titan_motif.experiments.job import CellOptions, read_cell_job, train
 from titan_motif.experiments.page import Page
 from titan_motif.experiments.records import read_run
 from titan_motif.network import model_args
-from titan_motif.study.runner import Row, replace_text
+from titan_motif.study.runner import Row
 
 Phases = list[Phase]
 MATH_FIRST = {"english": 0.3, "code": 0.2, "mathematics": 0.5}

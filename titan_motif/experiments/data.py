@@ -20,9 +20,9 @@ import torch
 from titan_motif.components.preparation.manifest import tokenizer_sha256
 from titan_motif.components.preparation.prepare import PrepareOptions, prepare_source
 from titan_motif.components.preparation.tokenizer import save_tokenizer, train_tokenizer
+from titan_motif.components.whole_files import alone_in, replace_text
 from titan_motif.corpus import code, english
 from titan_motif.experiments.tasks import TASKS, Task, documents, fingerprint, write_documents
-from titan_motif.study.runner import alone_in, replace_text
 
 RECORD = "record.json"
 VERSION = 2

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from titan_motif.components.whole_files import replace_text
 from titan_motif.config import JobConfig
 from titan_motif.experiments.cells import Cell
 from titan_motif.experiments.measures import (
@@ -19,7 +20,7 @@ from titan_motif.experiments.measures import (
     summarize,
 )
 from titan_motif.study.results import Results
-from titan_motif.study.runner import Row, replace_text
+from titan_motif.study.runner import Row
 from titan_motif.study.tables import told_versions
 
 RowsByArm = Mapping[str, Sequence[Row]]

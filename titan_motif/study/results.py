@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from titan_motif.study.runner import Row, alone_in, replace_text
+from titan_motif.components.whole_files import alone_in, replace_text
+from titan_motif.study.runner import Row
 
 
 @dataclass

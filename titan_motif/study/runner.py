@@ -5,7 +5,6 @@ A module that is run so gets the file for its row as its first argument. It writ
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import signal
@@ -13,10 +12,12 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
+
+from titan_motif.components.whole_files import replace_text
 
 Row = dict[str, Any]
 """Figures by their names, or `error`: why there are none."""
@@ -31,17 +32,6 @@ _ONE_RANK = {
 }
 _ALLOCATOR = "PYTORCH_ALLOC_CONF", "expandable_segments:True"
 """As run_train.sh has it."""
-
-
-@contextlib.contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Keep a folder from other processes of this machine that ask likewise: they wait."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def run_module(
@@ -101,13 +91,6 @@ def _how_it_ended(code: int, output: str) -> str:
         return f"killed by {signal.Signals(-code).name}"
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     return f"ended with exit code {code}: {lines[-1] if lines else 'no output'}"
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a file so that whoever reads it sees the old text or the new one."""
-    replacement = path.with_name(f"{path.name}.new")
-    replacement.write_text(text)
-    os.replace(replacement, path)
 
 
 def write_row_of(path: Path, measure: Callable[[], Row]) -> int:

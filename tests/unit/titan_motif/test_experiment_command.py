@@ -1,8 +1,6 @@
 """`titan-motif experiment`: which cells it runs, what it keeps, and what it refuses in one line."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
@@ -11,7 +9,6 @@ from titan_motif.experiments import command
 from titan_motif.experiments.cells import Cell, choose_cells
 from titan_motif.experiments.measures import Measure
 from titan_motif.experiments.page import Page
-from titan_motif.study.runner import alone_in
 
 
 class Toy:
@@ -137,20 +134,3 @@ def test_two_commands_share_a_file(toy, tmp_path, monkeypatch):
     content = json.loads((tmp_path / "pages/gda/results.json").read_text())
     assert sorted(content["cells"]) == ["a:0", "a:1"]
     assert "Missing cells (arm:seed), 1 of 3: b:0." in (tmp_path / "pages/gda.md").read_text()
-
-
-def test_a_folder_is_one_process_alone(tmp_path):
-    """A process waits until another one has left it."""
-    script = (
-        "import sys, pathlib; from titan_motif.study.runner import alone_in\n"
-        "print('there', flush=True)\n"
-        "with alone_in(pathlib.Path(sys.argv[1])): print('in', flush=True)"
-    )
-    with alone_in(tmp_path):
-        process = subprocess.Popen(
-            [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True
-        )
-        assert process.stdout.readline() == "there\n"
-        with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(0.5)
-    assert process.communicate(timeout=60)[0] == "in\n"

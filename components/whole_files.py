@@ -1,0 +1,34 @@
+"""Files that are never seen half written, and folders that one process writes at a time."""
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def replace_text(path: Path, text: str, *, is_synced: bool = False) -> None:
+    """Write a file so that whoever reads it sees the old text or the new one.
+
+    Args:
+        is_synced: the disk has the text before it takes the place of the old one: for what has to
+                   be whole after the machine has failed too
+    """
+    replacement = path.with_name(f"{path.name}.new")
+    with replacement.open("w") as file:
+        file.write(text)
+        if is_synced:
+            file.flush()
+            os.fsync(file.fileno())
+    os.replace(replacement, path)
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep a folder from other processes of this machine that ask likewise: they wait."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
