@@ -55,12 +55,7 @@ class Experiment(Protocol):
         """
 
 
-EXPERIMENTS = {
-    "gda": Gda,
-    "growth": Growth,
-    "muon": MuonExperiment,
-    "curriculum": CurriculumExperiment,
-}
+EXPERIMENTS = {kind.name: kind for kind in (Gda, Growth, MuonExperiment, CurriculumExperiment)}
 
 
 @dataclass
@@ -72,7 +67,7 @@ class Options:
     Example: titan-motif experiment gda --cells standard:0,ratio4:0 --resume --time-limit 540
     """
 
-    name: tyro.conf.Positional[Literal["gda", "growth", "muon", "curriculum"]]
+    name: tyro.conf.Positional[Literal[*EXPERIMENTS]]
     """Which: gda is standard attention against grouped differential attention, growth a grown model
     against one from scratch, muon Parallel Muon's step against Distributed Muon's, curriculum one
     mixture over time against others."""
