@@ -10,8 +10,8 @@ from titan_motif.config import JobConfig
 from titan_motif.corpus.prepare import GROUPS
 from titan_motif.experiments.builtin_corpus import told_corpus
 from titan_motif.experiments.job import CellJob
-from titan_motif.experiments.measures import Measure, group_losses
-from titan_motif.experiments.page import Page, Picture, RowsByArm, table, told_optimizer
+from titan_motif.experiments.measures import Measure, RowsByArm, group_losses
+from titan_motif.experiments.page import Page, Picture, table, told_optimizer
 from titan_motif.experiments.pictures import Line, draw_curves, draw_validation
 from titan_motif.model import Motif2ModelArgs
 from titan_motif.study.runner import Row

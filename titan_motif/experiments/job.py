@@ -112,16 +112,25 @@ def train(settings: Sequence[str], folder: Path, devices: Devices) -> float:
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    launcher = ["--nproc_per_node", str(devices.count), "--nnodes", "1"]
-    launcher += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
-    launcher += ["--log-dir", str(folder / "ranks")]
+    command = launcher(devices.count, folder)
     if devices.count > 1:
-        launcher += ["--local-ranks-filter", "0"]
-    command = [sys.executable, "-m", "titan_motif.launch", *launcher, "-m", "titan_motif.train"]
+        command += ["--local-ranks-filter", "0"]
+    command += ["-m", "titan_motif.train", *settings, f"--job.dump_folder={folder}"]
     begin = time.perf_counter()
-    command += [*settings, f"--job.dump_folder={folder}"]
     run_and_show(command, devices.environment, "training")
     return time.perf_counter() - begin
+
+
+def launcher(num_processes: int, folder: Path) -> list[str]:
+    """Return the command that starts ranks on this machine, but for what they are to run.
+
+    Args:
+        folder: the run's; what each rank prints is kept in it
+    """
+    command = [sys.executable, "-m", "titan_motif.launch", "--nnodes", "1"]
+    command += ["--nproc_per_node", str(num_processes)]
+    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
+    return [*command, "--log-dir", str(folder / "ranks")]
 
 
 def run_and_show(command: Sequence[str], environment: Mapping[str, str], what: str) -> None:

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from titan_motif.study.runner import Row
 
+RowsByArm = Mapping[str, Sequence[Row]]
+"""Finished rows of every arm, in the order of seeds."""
 MIN_SEEDS = 3
 """Of each arm; with fewer, a spread says next to nothing."""
 SPREADS = 2.0
@@ -95,14 +97,8 @@ class Comparison(NamedTuple):
     """The better arm, "none" or "not yet"."""
 
 
-def compare(
-    measure: Measure, rows: Mapping[str, Sequence[Row]], arms: tuple[str, str]
-) -> Comparison:
-    """Return which of two arms is better in a measure, by RULE.
-
-    Args:
-        rows: finished ones by arm
-    """
+def compare(measure: Measure, rows: RowsByArm, arms: tuple[str, str]) -> Comparison:
+    """Return which of two arms is better in a measure, by RULE."""
     first, second = (summarize(measure, rows[arm]) for arm in arms)
     if first is None or second is None:
         return Comparison(None, None, "not yet")

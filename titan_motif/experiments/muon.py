@@ -12,8 +12,8 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from titan_motif.bench.muon import NUM_STEPS, matrices_of
 from titan_motif.components.muon.cost_model import DEFAULT_RATES
 from titan_motif.experiments.cells import Cell
-from titan_motif.experiments.job import CellOptions, run_and_show
-from titan_motif.experiments.muon_page import muon_page
+from titan_motif.experiments.job import CellOptions, launcher, run_and_show
+from titan_motif.experiments.muon_page import TimedArm, muon_page
 from titan_motif.experiments.page import Page
 from titan_motif.study.runner import Row
 
@@ -98,14 +98,12 @@ class MuonExperiment:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         figures = folder / "figures.json"
-        launcher: list[str] = []
+        launch = [sys.executable]
         if not arm.is_simulated:
             if self.num_real < 2:
                 raise RuntimeError(f"{cell.arm} needs 2 GPUs; this machine shows {self.num_real}")
-            launcher = ["-m", "titan_motif.launch", "--nproc_per_node", str(self.num_real)]
-            launcher += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
-            launcher += ["--log-dir", str(folder / "ranks")]
-        command = [sys.executable, *launcher, "-m", "titan_motif.cli", "bench", "muon"]
+            launch = launcher(self.num_real, folder)
+        command = [*launch, "-m", "titan_motif.cli", "bench", "muon"]
         command += [*self.words(arm), "--seed", str(cell.seed), "--json", str(figures)]
         run_and_show(command, self.devices.environment, "timing")
         return json.loads(figures.read_text())
@@ -121,7 +119,7 @@ class MuonExperiment:
             flavor=self.flavor,
             is_on_gpu=self.devices.type == "cuda",
             arms={
-                name: (
+                name: TimedArm(
                     arm.mode,
                     self.ranks(arm),
                     arm.is_simulated,

@@ -3,11 +3,11 @@
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from titan_motif.components.muon.cost_model import Rates
-from titan_motif.experiments.measures import Measure
-from titan_motif.experiments.page import Page, Picture, RowsByArm, table
+from titan_motif.experiments.measures import Measure, RowsByArm
+from titan_motif.experiments.page import Page, Picture, table
 from titan_motif.experiments.pictures import Line, draw_sizes
 from titan_motif.study.runner import Row
 
@@ -22,22 +22,31 @@ CLOSE = 0.02
 """How much slower than the fastest chunk size one may be to be named for its memory."""
 
 
+class TimedArm(NamedTuple):
+    """What the page tells of an arm."""
+
+    mode: str
+    ranks: int
+    """That share the matrices."""
+    is_simulated: bool
+    num_matrices: int
+
+
 def muon_page(
     *,
     command: str,
     flavor: str,
     is_on_gpu: bool,
-    arms: Mapping[str, tuple[str, int, bool, int]],
+    arms: Mapping[str, TimedArm],
     rates: Rates,
 ) -> Page:
     """Return the frame of the page.
 
     Args:
         is_on_gpu: a CPU tells no memory, and the plan's rates are a GPU's
-        arms:      mode, ranks, whether they are simulated, matrices
     """
     of_chunk = f"chunks of {REPORTS_CHUNK} a rank"
-    ranks = {name: arm[1] for name, arm in arms.items()}
+    ranks = {name: arm.ranks for name, arm in arms.items()}
     times = [
         Measure(f"ms, {of_chunk}", partial(_at_reports_chunk, what="ms"), True, digits=1),
         Measure("ms, fastest chunk size", _fastest_ms, True, digits=1),
@@ -81,10 +90,16 @@ def muon_page(
     )
 
 
-def _told_arms(arms: Mapping[str, tuple[str, int, bool, int]], flavor: str) -> str:
+def _told_arms(arms: Mapping[str, TimedArm], flavor: str) -> str:
     lines = [
-        [name, mode, str(ranks), "one, of a simulated group" if is_simulated else "all", str(num)]
-        for name, (mode, ranks, is_simulated, num) in arms.items()
+        [
+            name,
+            arm.mode,
+            str(arm.ranks),
+            "one, of a simulated group" if arm.is_simulated else "all",
+            str(arm.num_matrices),
+        ]
+        for name, arm in arms.items()
     ]
     head = ["arm", "mode", "ranks", "ranks that run", f"matrices of {flavor}"]
     return table(head, lines)

@@ -15,6 +15,7 @@ from titan_motif.experiments.measures import (
     RULE,
     Comparison,
     Measure,
+    RowsByArm,
     compare,
     rows_by_arm,
     summarize,
@@ -23,8 +24,6 @@ from titan_motif.study.results import Results
 from titan_motif.study.runner import Row
 from titan_motif.study.tables import told_versions
 
-RowsByArm = Mapping[str, Sequence[Row]]
-"""Finished rows of every arm, in the order of seeds."""
 NO_RESULT = (
     "**Made with --quick: networks and runs are so small that nothing here is a result. It shows "
     "that everything runs.**"

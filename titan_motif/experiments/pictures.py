@@ -5,12 +5,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from titan_motif.experiments.measures import Measure, summarize
+from titan_motif.experiments.measures import Measure, RowsByArm, summarize
 from titan_motif.experiments.records import Curve
 from titan_motif.study.runner import Row
 
-RowsByArm = Mapping[str, Sequence[Row]]
-"""Finished rows of every arm, in the order of seeds."""
 Line = tuple[list[float], list[float]]
 """x and y of a curve."""
 
