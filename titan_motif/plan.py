@@ -31,14 +31,15 @@ from torchtitan.distributed import ParallelDims
 from titan_motif.components.muon.cost_model import (
     DEFAULT_RATES,
     Rates,
+    costs_of,
     groups_of_replicas,
     plan_for,
     predict,
     unlike_groups,
 )
 from titan_motif.components.muon.layout import families_of
-from titan_motif.components.muon.optimizer import costs_of
-from titan_motif.components.muon.plan import Plan, assign_owners
+from titan_motif.components.muon.owners import assign_owners
+from titan_motif.components.muon.plan import Plan
 from titan_motif.components.muon.routing import route
 from titan_motif.config import JobConfig
 from titan_motif.config_loading import load_config

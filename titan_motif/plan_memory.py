@@ -16,7 +16,8 @@ from torchtitan.config import TORCH_DTYPE_MAP
 from titan_motif.activations import BlockForm, Kept
 from titan_motif.components.curriculum.micro_batches import Share
 from titan_motif.components.float8 import FLOAT8
-from titan_motif.components.muon.plan import Plan, choose_method
+from titan_motif.components.muon.method import choose_method
+from titan_motif.components.muon.plan import Plan
 from titan_motif.config import JobConfig, Muon
 from titan_motif.config_loading import ConfigError, read_files
 from titan_motif.kernels import fastest_attention_on

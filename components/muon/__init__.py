@@ -1,9 +1,10 @@
 """Muon: momentum, orthogonalised (https://kellerjordan.github.io/posts/muon/)."""
 
-from titan_motif.components.muon.coefficients import Coefficients, Method, named_coefficients
+from titan_motif.components.muon.coefficients import Coefficients, named_coefficients
 from titan_motif.components.muon.gate import TooManySkippedSteps
+from titan_motif.components.muon.method import Method, Mode
 from titan_motif.components.muon.newton_schulz import orthogonalize
-from titan_motif.components.muon.optimizer import Mode, ParallelMuon, Scale
+from titan_motif.components.muon.optimizer import ParallelMuon, Scale
 from titan_motif.components.muon.qk_clip import Balance, QKClip
 
 __all__ = [

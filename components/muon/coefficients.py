@@ -1,15 +1,8 @@
 """What Newton-Schulz applies: each step is p(x) = a x + b x^3 + c x^5 on the singular values."""
 
 import functools
-from typing import Literal
 
 import numpy as np
-
-Method = Literal["auto", "direct", "gram"]
-"""On the matrix, or on its Gram matrix (titan_motif.components.muon.newton_schulz); 'auto' takes
-the faster one for a shape (titan_motif.components.muon.plan.choose_method)."""
-GRAM_RESTARTS: tuple[int, ...] = (2,)
-"""Steps, counted from 0, before which the Gram form begins anew."""
 
 Coefficients = tuple[tuple[float, float, float], ...]
 """(a, b, c) of each step."""

@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from titan_motif.components.muon.method import Method, Mode, method_of, newton_schulz_flops
 from titan_motif.components.muon.plan import Matrix, Plan, Transfers, make_plan
 
 
@@ -46,6 +47,12 @@ class Prediction:
 
     What Newton-Schulz itself needs for a batch comes on top: at four matrices a rank and chunk of
     the 12.7B model two thirds as much again, measured on an H200."""
+
+
+def costs_of(matrices: Sequence[Matrix], mode: Mode, method: Method, num_steps: int) -> list[int]:
+    """Return the operations that each matrix takes, by which owners are balanced."""
+    method = method_of(mode, method)
+    return [newton_schulz_flops(*matrix.shape, num_steps, method) for matrix in matrices]
 
 
 def predict(plan: Plan, costs: Sequence[int], rates: Rates, element_bytes: int = 2) -> Prediction:

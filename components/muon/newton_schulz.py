@@ -20,8 +20,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from titan_motif.components.muon.coefficients import GRAM_RESTARTS, Coefficients, Method
-from titan_motif.components.muon.plan import choose_method, has_fast_products
+from titan_motif.components.muon.coefficients import Coefficients
+from titan_motif.components.muon.method import (
+    GRAM_RESTARTS,
+    Method,
+    choose_method,
+    has_fast_products,
+)
 from titan_motif.kernels import Implementation, cast_scaled, symmetric_product
 
 SymmetricProduct = Callable[..., Tensor]
@@ -46,7 +51,7 @@ def orthogonalize(
     Shapes:   (..., rows, columns) floating -> the same, in the input's dtype
     Args:
         method:   'auto' takes what is faster for the shape and the batch
-                  (titan_motif.components.muon.plan.choose_method)
+                  (titan_motif.components.muon.method.choose_method)
         dtype:    of the products; None keeps the input's; 'auto' is, on a GPU, bfloat16 for the
                   direct form, and float16 for the Gram form: all its values lie within float16's
                   range, and its errors add up in R and Q, where bfloat16's eight times coarser

@@ -9,16 +9,16 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
 
-from titan_motif.components.muon.coefficients import Coefficients, Method, named_coefficients
-from titan_motif.components.muon.cost_model import plan_for
+from titan_motif.components.muon.coefficients import Coefficients, named_coefficients
+from titan_motif.components.muon.cost_model import costs_of, plan_for
 from titan_motif.components.muon.exchange import ShardedOrthogonalizer, check_same_plan, group_of
 from titan_motif.components.muon.gate import StepGate
 from titan_motif.components.muon.layout import Family, families_of
+from titan_motif.components.muon.method import Method, Mode, method_of
 from titan_motif.components.muon.newton_schulz import orthogonalize
-from titan_motif.components.muon.plan import Matrix, Plan, newton_schulz_flops
+from titan_motif.components.muon.plan import Plan
 from titan_motif.kernels import advance_momentum, apply_update
 
-Mode = Literal["parallel", "distributed", "exact"]
 Scale = Literal["match_adamw", "spectral", "none"]
 
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -50,17 +50,6 @@ def update_scale(scale: Scale, rows: int, columns: int) -> float:
     if scale == "none":
         return 1.0
     raise ValueError(f"scale is {scale!r}; one of match_adamw, spectral, none is needed")
-
-
-def method_of(mode: Mode, method: Method) -> Method:
-    """Return the form of Newton-Schulz that a mode uses where 'auto' leaves it open."""
-    return "direct" if mode == "exact" and method == "auto" else method
-
-
-def costs_of(matrices: Sequence[Matrix], mode: Mode, method: Method, num_steps: int) -> list[int]:
-    """Return the operations that each matrix takes, by which owners are balanced."""
-    method = method_of(mode, method)
-    return [newton_schulz_flops(*matrix.shape, num_steps, method) for matrix in matrices]
 
 
 class ParallelMuon(torch.optim.Optimizer):

@@ -1,13 +1,12 @@
 """Who orthogonalises which matrix: plain data, computed once, the same on every rank."""
 
 import hashlib
-import heapq
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-from titan_motif.components.muon.coefficients import GRAM_RESTARTS, Method
+from titan_motif.components.muon.owners import assign_owners
 
 
 class Region(NamedTuple):
@@ -173,114 +172,3 @@ def _by_turns(matrices: Sequence[int], owner_of: Sequence[int]) -> list[int]:
         turns.append((turn[owner_of[matrix]], matrix))
         turn[owner_of[matrix]] += 1
     return [matrix for _, matrix in sorted(turns, key=lambda entry: entry[0])]
-
-
-GRAM_TILE, GRAM_DEPTH, GRAM_TILES = 128, 64, 528
-"""What fast symmetric products on a GPU need: both dimensions in whole tiles of a product, and so
-many of its tiles below the diagonal: four for each of an H200's cores, as one 4096 x 4096 matrix or
-four of 2048 x 2048 have. Milliseconds of a batch on one H200, bfloat16 in and out, plain direct
-form / Gram form: 5 of 5120 x 4096 18.7 / 11.5, 5 of 4096 x 8192 26.0 / 14.6, 10 of 16384 x 4096
-99.8 / 43.7, 5 of 4096 x 16384 47.5 / 20.7, 10 of 2048 x 4096 7.15 / 4.02. One of 2048 x 4096 has a
-quarter of the tiles, and takes the plain form."""
-
-
-def has_fast_products(rows: int, columns: int, batch: int = 1) -> bool:
-    """Return whether a batch's symmetric products fill a GPU and its tiles."""
-    m, n = sorted((rows, columns))
-    tiles = m // GRAM_TILE
-    return m % GRAM_TILE == n % GRAM_DEPTH == 0 and batch * tiles * (tiles + 1) // 2 >= GRAM_TILES
-
-
-def choose_method(
-    rows: int, columns: int, batch: int = 1, is_gpu: bool = True
-) -> Literal["direct", "gram"]:
-    """Return what method 'auto' of Newton-Schulz takes for a batch of matrices of one shape.
-
-    On a GPU the Gram form where it was measured to be faster. On a CPU the direct form: bfloat16
-    products have instructions of their own there and float16's, which the Gram form needs, crawl
-    (four matrices of 160 x 448 on one core with AVX-512 BF16: 9.9 ms and 168 ms).
-    """
-    return "gram" if is_gpu and has_fast_products(rows, columns, batch) else "direct"
-
-
-def newton_schulz_flops(
-    rows: int,
-    columns: int,
-    num_steps: int,
-    method: Method,
-    restarts: tuple[int, ...] = GRAM_RESTARTS,
-    is_symmetric: bool = True,
-) -> int:
-    """Return the floating-point operations that orthogonalising a matrix takes.
-
-    Args:
-        method:       'auto' as on a GPU, for a matrix among many of its shape
-        restarts:     of the Gram form, as `orthogonalize` takes them
-        is_symmetric: whether of a symmetric product only half is computed
-    """
-    m, n = sorted((rows, columns))
-    if method == "auto":
-        method = choose_method(m, n, batch=GRAM_TILES)
-    symmetric, full = (1, 2) if is_symmetric else (2, 2)
-    if method == "direct":  # X X^T, (X X^T)^2, and p X
-        return num_steps * (symmetric * m * m * n + symmetric * m**3 + full * m * m * n)
-    starts = {0, *(step for step in restarts if 0 < step < num_steps)}
-    num_squares = num_steps
-    num_products_onto_q = num_steps - len(starts)
-    num_updates_of_r = num_steps - len(starts)  # R <- p R p, but not where R is formed anew
-    small = num_squares + num_products_onto_q + 2 * num_updates_of_r
-    return len(starts) * (symmetric + full) * m * m * n + small * symmetric * m**3
-
-
-def assign_owners(costs: Sequence[int], num_owners: int) -> list[int]:
-    """Return the owner of each item, such that no move or swap lowers the largest load.
-
-    Longest processing time first, then the best move of one item or swap of two that takes load
-    off the fullest owner, until there is none. Ties go to the lowest number, so that every rank
-    that computes this computes the same.
-    """
-    if num_owners < 1:
-        raise ValueError(f"{num_owners} owners; at least 1 is needed")
-    owned: list[set[int]] = [set() for _ in range(num_owners)]
-    heap = [(0, owner) for owner in range(num_owners)]
-    for item in sorted(range(len(costs)), key=lambda item: (-costs[item], item)):
-        load, owner = heapq.heappop(heap)
-        owned[owner].add(item)
-        heapq.heappush(heap, (load + costs[item], owner))
-    loads = [sum(costs[item] for item in items) for items in owned]
-    while change := _best_change(costs, owned, loads):
-        _, item, fullest, other, given_back = change
-        for moved, source, target in ((item, fullest, other), (given_back, other, fullest)):
-            if moved is not None:
-                owned[source].remove(moved)
-                owned[target].add(moved)
-                loads[source] -= costs[moved]
-                loads[target] += costs[moved]
-    owners = [0] * len(costs)
-    for owner, items in enumerate(owned):
-        for item in items:
-            owners[item] = owner
-    return owners
-
-
-def _best_change(
-    costs: Sequence[int], owned: list[set[int]], loads: list[int]
-) -> tuple[int, int, int, int, int | None] | None:
-    """Return the change that leaves the lower of the fullest owner's and its partner's larger load.
-
-    (that load, item, fullest owner, partner, item given back or None); None if all raise it
-    """
-    fullest = max(range(len(loads)), key=lambda owner: (loads[owner], -owner))
-    best = None
-    for other, items in enumerate(owned):
-        if other == fullest:
-            continue
-        # Of items of one cost the first stands for all.
-        returns = {costs[item]: item for item in sorted(items, reverse=True)}
-        for item in {costs[item]: item for item in sorted(owned[fullest], reverse=True)}.values():
-            for cost, given_back in ((0, None), *returns.items()):
-                moved = costs[item] - cost
-                larger = max(loads[fullest] - moved, loads[other] + moved)
-                if moved > 0 and larger < (best[0] if best else loads[fullest]):
-                    best = larger, item, fullest, other, given_back
-    return best

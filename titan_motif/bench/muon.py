@@ -32,8 +32,7 @@ import titan_motif.device  # noqa: F401  (before anything of torchtitan)
 
 # isort: split
 from titan_motif.components.muon import ParallelMuon
-from titan_motif.components.muon.cost_model import Rates, predict
-from titan_motif.components.muon.optimizer import costs_of
+from titan_motif.components.muon.cost_model import Rates, costs_of, predict
 from titan_motif.components.muon.routing import Algorithm, route
 from titan_motif.config import Muon
 from titan_motif.model import FLAVORS, Motif2Model, Motif2ModelArgs

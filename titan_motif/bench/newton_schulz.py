@@ -17,7 +17,7 @@ from titan_motif.bench import dion
 from titan_motif.bench.measure import measure
 from titan_motif.bench.muon import matrices_of, nominal_flops
 from titan_motif.components.muon import Coefficients, named_coefficients, orthogonalize
-from titan_motif.components.muon.plan import choose_method
+from titan_motif.components.muon.method import choose_method
 from titan_motif.model import FLAVORS
 
 NUM_RANKS = 8

@@ -13,12 +13,12 @@ from titan_motif.components.muon.cost_model import (
     predict,
     scopes_of,
 )
+from titan_motif.components.muon.method import newton_schulz_flops
+from titan_motif.components.muon.owners import assign_owners
 from titan_motif.components.muon.plan import (
     Matrix,
     Region,
-    assign_owners,
     make_plan,
-    newton_schulz_flops,
 )
 
 LAYER = [(5120, 4096), (2048, 4096), (2048, 4096), (4096, 8192), *[(16384, 4096)] * 2]

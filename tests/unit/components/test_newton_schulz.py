@@ -6,8 +6,8 @@ import torch
 import titan_motif.device  # noqa: F401
 from titan_motif.components.muon import named_coefficients, orthogonalize
 from titan_motif.components.muon.coefficients import NAMES, polar_express
+from titan_motif.components.muon.method import choose_method, newton_schulz_flops
 from titan_motif.components.muon.newton_schulz import WORKING_DTYPES
-from titan_motif.components.muon.plan import choose_method, newton_schulz_flops
 from titan_motif.kernels.launch import IS_INTERPRETED
 
 SHAPES = [(1, 1), (1, 7), (7, 1), (5, 12), (12, 5), (33, 33), (3, 8, 20), (2, 2, 20, 8)]
