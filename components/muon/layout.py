@@ -21,6 +21,11 @@ class Family:
     """Ranks, by replica: between them those of one hold every matrix."""
 
 
+def local(tensor: Tensor) -> Tensor:
+    """Return this rank's part of a tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def families_of(parameters: Sequence[Tensor], rank: int) -> list[Family]:
     """Sort matrices by the mesh they lie on; plain tensors are this rank's own."""
     members: dict[object, list[Tensor]] = {}

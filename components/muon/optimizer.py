@@ -13,7 +13,7 @@ from titan_motif.components.muon.coefficients import Coefficients, named_coeffic
 from titan_motif.components.muon.cost_model import costs_of, plan_for
 from titan_motif.components.muon.exchange import ShardedOrthogonalizer, check_same_plan, group_of
 from titan_motif.components.muon.gate import StepGate
-from titan_motif.components.muon.layout import Family, families_of
+from titan_motif.components.muon.layout import Family, families_of, local
 from titan_motif.components.muon.method import Method, Mode, method_of
 from titan_motif.components.muon.newton_schulz import orthogonalize
 from titan_motif.components.muon.plan import Plan
@@ -315,8 +315,3 @@ class ParallelMuon(torch.optim.Optimizer):
 
 def _rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
-
-
-def local(tensor: Tensor) -> Tensor:
-    """Return this rank's part of a tensor."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from titan_motif.components.muon.layout import regions_of
+from titan_motif.components.muon.layout import local, regions_of
 
 Balance = Literal["symmetric", "grouped"]
 """'symmetric': half of the correction each to queries and keys. 'grouped': less to a key head that
@@ -107,8 +107,8 @@ class QKClip:
         for weights, factors in ((self.queries, query_factors), (self.keys, key_factors)):
             by_row = factors.repeat_interleave(self.head_dim, dim=1)[..., None]
             for weight, of_rows in zip(weights, by_row, strict=True):
-                local = weight.to_local() if isinstance(weight, DTensor) else weight
-                local.mul_(of_rows[self._rows[weight]].to(local.device))
+                part = local(weight)
+                part.mul_(of_rows[self._rows[weight]].to(part.device))
         return (query_factors < 1).sum()
 
 

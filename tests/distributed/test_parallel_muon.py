@@ -183,7 +183,7 @@ def test_default_precision_stays_within_the_bound_of_bfloat16(rank_pool, mode: s
 
 def after_a_bad_step(layout: str) -> dict:
     """A good step, one with a NaN on the last rank, a good one; and the same without the second."""
-    from titan_motif.components.muon.optimizer import local
+    from titan_motif.components.muon.layout import local
 
     last = torch.distributed.get_world_size() - 1
 
