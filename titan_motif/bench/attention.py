@@ -4,11 +4,9 @@ Sequences get longer while the number of tokens stays: dense ones, and ones pack
 that do not see each other.
 """
 
-import json
 import random
-import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -26,8 +24,10 @@ import titan_motif.device  # noqa: F401  (before anything of torchtitan)
 # isort: split
 from titan_motif import kernels
 from titan_motif.bench.attention_peers import four_varlen_calls, two_calls
+from titan_motif.bench.frame import print_table, write_figures
 from titan_motif.bench.measure import Timing, measure
 from titan_motif.model import FLAVORS
+from titan_motif.study.machine import CPU_NOTE, choose_device, choose_flavor, told_machine
 
 GPU_LENGTHS = (2048, 4096, 8192, 16384)
 LAM = 0.5
@@ -163,7 +163,7 @@ class Measurement:
 
 
 def main(options: Options) -> None:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = choose_device()
     heads, cases, dtype = _heads(options, device), _cases(options, device), options.dtype
     jobs = [(c, one) for c in cases for one in _contenders(c, heads, getattr(torch, dtype), device)]
     console = Console(stderr=True)
@@ -180,27 +180,27 @@ def main(options: Options) -> None:
                 problem = shorten(str(error), 120)
         if problem is not None:
             notes.append(f"{contender.name}, {case}: {problem}")
-    name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
     if device == "cpu":
-        print("note: on a CPU these times mean nothing; they show that everything runs")
+        print(CPU_NOTE)
     groups = f"{heads.groups} groups of {heads.ratio} + 1 query heads"
-    print(f"{name}, torch {torch.__version__}, {dtype}")
+    print(f"{told_machine(device)}, {dtype}")
     print(f"{groups}, {heads.pairs} pairs of key heads, head_dim {heads.head_dim}")
     for note in notes:
         print(f"not measured: {note}")
     _print_table(found)
-    if options.json is not None:
-        content = {"device": name, "torch": torch.__version__, "dtype": dtype}
-        content |= {"heads": heads._asdict(), "not_measured": notes}
-        content["results"] = [asdict(line) for lines in found for line in lines]
-        options.json.write_text(json.dumps(content, indent=1) + "\n")
+    write_figures(
+        options.json,
+        device,
+        (line for lines in found for line in lines),
+        dtype=dtype,
+        heads=heads._asdict(),
+        not_measured=notes,
+    )
 
 
 def _heads(options: Options, device: str) -> Heads:
-    flavor = options.flavor or ("12_7b" if device == "cuda" else "debug")
     differential = [name for name, args in FLAVORS.items() if args.grouped_ratio]
-    if flavor not in differential:
-        raise ValueError(f"--flavor is {flavor!r}; one of {', '.join(differential)} is needed")
+    flavor = choose_flavor(options.flavor, device, differential)
     for name, size in (("ratio", options.ratio), ("head-dim", options.head_dim)):
         if size is not None and size < 1:
             raise ValueError(f"--{name} is {size}; a positive number is needed")
@@ -335,4 +335,4 @@ def _print_table(found: list[tuple[Measurement, ...]]) -> None:
             f"{both.host_us:.0f}",
             "-" if both.peak_mb is None else f"{both.peak_mb:,.0f}",
         )
-    Console(width=140 if not sys.stdout.isatty() else None).print(table)
+    print_table(table, 140)

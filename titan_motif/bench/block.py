@@ -4,7 +4,6 @@ Each variant is a process of its own (titan_motif.bench.block_cell).
 """
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,6 +16,7 @@ from rich.table import Table
 
 from titan_motif.bench.block_cell import VARIANTS
 from titan_motif.bench.block_parts import draw_parts
+from titan_motif.bench.frame import print_table
 from titan_motif.components.whole_files import replace_text
 from titan_motif.study.runner import Row, run_module
 from titan_motif.study.workload import choose_workload
@@ -72,7 +72,7 @@ def main(options: Options) -> None:
     device = next(iter(blocks.values()))["device"]
     title = f"{device}: a block of {workload.flavor}, {workload.batch} x {workload.seq_len} tokens"
     print(title)
-    Console(width=140 if not sys.stdout.isatty() else None).print(_table(blocks))
+    print_table(_table(blocks), 140)
     if options.png is not None:
         parts = {variant: row["parts_ms"] for variant, row in blocks.items()}
         draw_parts(parts, title, options.png)

@@ -26,6 +26,7 @@ from titan_motif.model import FLAVORS, Motif2Model, Motif2ModelArgs
 from titan_motif.model.attention import rotation_at
 from titan_motif.model.scalars import Scalars
 from titan_motif.run_records import describe_environment
+from titan_motif.study.machine import choose_device
 from titan_motif.study.runner import Row, write_row_of
 
 VARIANTS = ("plain-bf16", "bf16", "fp8")
@@ -40,7 +41,7 @@ def measure_block(
     args: Motif2ModelArgs, batch: int, seq_len: int, variant: str, recipe: str, emulate: bool
 ) -> Row:
     """Return the median of a block's forward and backward pass, and what its time goes into."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = choose_device()
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     args = replace(args, n_layers=1, vocab_size=SMALL_VOCABULARY, lam_init=None)
     if variant == "plain-bf16":

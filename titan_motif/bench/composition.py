@@ -34,6 +34,7 @@ from titan_motif.config_loading import load_config
 from titan_motif.model import Motif2ModelArgs
 from titan_motif.network import model_args
 from titan_motif.simulation import simulated_ranks
+from titan_motif.study.machine import choose_device
 from titan_motif.study.runner import Row, write_row_of
 
 
@@ -77,7 +78,7 @@ def compose(row: Row, tokens: int, adamw_ms: float, muon_ms: float) -> Compositi
 
 def measure_optimizers(args: Motif2ModelArgs, ranks: int) -> Row:
     """Return how long Muon and AdamW take on rank 0 of a job that shards a network over ranks."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = choose_device()
     shapes = shapes_by_algorithm(args)
     with simulated_ranks(ranks), random_exchange():
         muon = measure_step(shapes["muon"], "parallel", None, device, seed=0, rates=NO_NETWORK)

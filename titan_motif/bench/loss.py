@@ -1,9 +1,7 @@
 """`titan-motif bench loss`: output projection and cross-entropy over a large vocabulary."""
 
-import json
-import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,8 +15,10 @@ import titan_motif.device  # noqa: F401  (before anything of torchtitan)
 
 # isort: split
 from titan_motif.bench import liger
+from titan_motif.bench.frame import print_table, write_figures
 from titan_motif.bench.measure import measure
 from titan_motif.components.loss import LinearCrossEntropy
+from titan_motif.study.machine import CPU_NOTE, choose_device, told_machine
 
 JUDGED_TOKENS = 256
 """Of a smaller problem with the same weight, whose results are compared with float64."""
@@ -62,7 +62,7 @@ class Measurement:
 
 
 def main(options: Options) -> None:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = choose_device()
     sizes = _sizes(options, device)
     contenders = _contenders(options.chunk_tokens)
     console = Console(stderr=True)
@@ -72,19 +72,15 @@ def main(options: Options) -> None:
             contenders.items(), "measuring", console=console, transient=True
         )
     ]
-    name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
     if device == "cpu":
-        print("note: on a CPU these times mean nothing; they show that everything runs")
+        print(CPU_NOTE)
     tokens, dim, vocab = sizes
-    print(f"{name}, torch {torch.__version__}; {tokens:,} tokens x {dim:,}, {vocab:,} entries")
+    print(f"{told_machine(device)}; {tokens:,} tokens x {dim:,}, {vocab:,} entries")
     if not liger.IS_INSTALLED:
         print("Liger-Kernel is not installed: pip install --no-deps liger-kernel==0.8.5")
     _print_table(found)
-    if options.json is not None:
-        content = {"device": name, "torch": torch.__version__, "dtype": "bfloat16"}
-        content |= {"tokens": tokens, "dim": dim, "vocab": vocab}
-        content["results"] = [asdict(line) for line in found]
-        options.json.write_text(json.dumps(content, indent=1) + "\n")
+    common = {"dtype": "bfloat16", "tokens": tokens, "dim": dim, "vocab": vocab}
+    write_figures(options.json, device, found, **common)
 
 
 def _sizes(options: Options, device: str) -> tuple[int, int, int]:
@@ -185,4 +181,4 @@ def _print_table(found: Sequence[Measurement]) -> None:
     for line in found:
         peak = "-" if line.peak_gib is None else f"{line.peak_gib:.1f}"
         table.add_row(line.contender, f"{line.ms:.1f}", peak, f"{line.error:.1e}")
-    Console(width=100 if not sys.stdout.isatty() else None).print(table)
+    print_table(table, 100)

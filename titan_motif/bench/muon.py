@@ -8,21 +8,18 @@ of a network that is never waited for.
 
 import contextlib
 import dataclasses
-import json
 import math
 import os
 import statistics
-import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 from unittest import mock
 
 import torch
 import torch.distributed as dist
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
@@ -31,6 +28,7 @@ from torch.distributed.tensor import DTensor, Shard
 import titan_motif.device  # noqa: F401  (before anything of torchtitan)
 
 # isort: split
+from titan_motif.bench.frame import print_table, write_figures
 from titan_motif.components.muon import ParallelMuon
 from titan_motif.components.muon.cost_model import Rates, costs_of, predict
 from titan_motif.components.muon.routing import Algorithm, route
@@ -38,6 +36,7 @@ from titan_motif.config import Muon
 from titan_motif.model import FLAVORS, Motif2Model, Motif2ModelArgs
 from titan_motif.plan_memory import newton_schulz_bytes
 from titan_motif.simulation import simulated_ranks
+from titan_motif.study.machine import choose_device, choose_flavor, told_machine
 
 NUM_STEPS = 5
 """Timed steps, of which the median counts."""
@@ -94,17 +93,15 @@ class Measurement:
 
 
 def main(options: Options) -> None:
-    has_gpu = torch.cuda.is_available()
-    flavor = options.flavor or ("12_7b" if has_gpu else "debug")
-    if flavor not in FLAVORS:
-        raise ValueError(f"--flavor is {flavor!r}; one of {', '.join(FLAVORS)} is needed")
+    device = choose_device()
+    flavor = choose_flavor(options.flavor, device, FLAVORS)
     is_real = "WORLD_SIZE" in os.environ
     if options.ranks < 1 or (options.layers is not None and options.layers < 1):
         raise ValueError("--ranks and --layers need at least 1")
     if not is_real and not 0 <= options.rank < options.ranks:
         raise ValueError(f"--rank is {options.rank}; 0 to {options.ranks - 1} is allowed")
     shapes = matrices_of(flavor, options.layers)
-    with _ranks(options, is_real, has_gpu) as device:
+    with _ranks(options, is_real, device):
         sizes = _chunk_sizes(options.chunk_size, len(shapes))
         rates = Rates() if is_real else NO_NETWORK
         found = [
@@ -115,15 +112,11 @@ def main(options: Options) -> None:
         world_size, rank = dist.get_world_size(), dist.get_rank()
     if is_real and rank:
         return
-    name = torch.cuda.get_device_name() if has_gpu else "CPU"
     kind = f"{world_size} real ranks" if is_real else f"rank {rank} of {world_size}, simulated"
-    print(f"{name}, torch {torch.__version__}; {len(shapes)} matrices of {flavor}; {kind}")
+    print(f"{told_machine(device)}; {len(shapes)} matrices of {flavor}; {kind}")
     _print(found)
-    if options.json is not None:
-        content = {"device": name, "torch": torch.__version__, "flavor": flavor}
-        content |= {"ranks": world_size, "simulated": not is_real, "matrices": len(shapes)}
-        content["results"] = [asdict(line) for line in found]
-        options.json.write_text(json.dumps(content, indent=1) + "\n")
+    common = {"flavor": flavor, "ranks": world_size, "simulated": not is_real}
+    write_figures(options.json, device, found, **common, matrices=len(shapes))
 
 
 def matrices_of(flavor: str, layers: int | None) -> list[tuple[int, ...]]:
@@ -161,18 +154,17 @@ def _chunk_sizes(words: str, num_matrices: int) -> list[int | None]:
 
 
 @contextlib.contextmanager
-def _ranks(options: Options, is_real: bool, has_gpu: bool) -> Iterator[str]:
-    """Be a rank, and yield its device."""
-    device = "cuda" if has_gpu else "cpu"
+def _ranks(options: Options, is_real: bool, device: str) -> Iterator[None]:
+    """Be a rank."""
     if not is_real:
         with simulated_ranks(options.ranks, options.rank), random_exchange():
-            yield device
+            yield
         return
-    if has_gpu:
+    if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if has_gpu else "gloo")
+    dist.init_process_group("nccl" if device == "cuda" else "gloo")
     try:
-        yield device
+        yield
     finally:
         dist.destroy_process_group()
 
@@ -292,7 +284,7 @@ def _print(found: list[Measurement]) -> None:
             f"{line.tflop_of_rank:.3g}",
             f"{line.gb_of_rank:.3g}",
         )
-    Console(width=100 if not sys.stdout.isatty() else None).print(table)
+    print_table(table, 100)
     best = {
         mode: min((line for line in found if line.mode == mode), key=lambda line: line.ms)
         for mode in {line.mode for line in found}

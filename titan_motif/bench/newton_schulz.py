@@ -1,10 +1,8 @@
 """`titan-motif bench newton-schulz`: orthogonalising a flavor's matrices, as in Table 4."""
 
-import json
-import sys
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,11 +12,13 @@ from rich.table import Table
 from torch import Tensor
 
 from titan_motif.bench import dion
+from titan_motif.bench.frame import print_table, write_figures
 from titan_motif.bench.measure import measure
 from titan_motif.bench.muon import matrices_of, nominal_flops
 from titan_motif.components.muon import Coefficients, named_coefficients, orthogonalize
 from titan_motif.components.muon.method import choose_method
 from titan_motif.model import FLAVORS
+from titan_motif.study.machine import CPU_NOTE, choose_device, choose_flavor, told_machine
 
 NUM_RANKS = 8
 """Ranks over which a flavor's matrices are dealt out."""
@@ -74,8 +74,10 @@ Orthogonalizer = Callable[[Tensor], Tensor]
 
 
 def main(options: Options) -> None:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    flavor = options.flavor or ("12_7b" if device == "cuda" else "debug")
+    device = choose_device()
+    if options.batch is not None and options.batch < 1:
+        raise ValueError(f"--batch is {options.batch}; a positive number is needed")
+    flavor = choose_flavor(options.flavor, device, FLAVORS)
     batches = _batches(options, flavor)
     coefficients = named_coefficients(options.coefficients)
     contenders = _contenders(coefficients)
@@ -85,10 +87,9 @@ def main(options: Options) -> None:
         _measure(shape, batch, name, contenders[name], options.quality, device)
         for shape, batch, name in track(cases, "measuring", console=console, transient=True)
     ]
-    name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
     if device == "cpu":
-        print("note: on a CPU these times mean nothing; they show that everything runs")
-    print(f"{name}, torch {torch.__version__}, bfloat16 in and out, {options.coefficients}")
+        print(CPU_NOTE)
+    print(f"{told_machine(device)}, bfloat16 in and out, {options.coefficients}")
     if not dion.IS_INSTALLED:
         print("Dion is not installed: pip install git+https://github.com/microsoft/dion")
     _print_table(found)
@@ -98,25 +99,18 @@ def main(options: Options) -> None:
         print(f"all matrices of one of {NUM_RANKS} ranks of {flavor}:")
         for contender, (ms, tflops) in totals.items():
             print(f"  {contender}: {ms:.2f} ms, {tflops:.0f} nominal TFLOP/s")
-    if options.json is not None:
-        content = {"device": name, "torch": torch.__version__, "dtype": "bfloat16"}
-        content |= {"coefficients": options.coefficients}
-        if is_a_rank:
-            content |= {"flavor": flavor, "ranks": NUM_RANKS}
-            content["one_rank"] = {
-                contender: {"ms": ms, "nominal_tflops": tflops}
-                for contender, (ms, tflops) in totals.items()
-            }
-        content["results"] = [asdict(line) for line in found]
-        options.json.write_text(json.dumps(content, indent=1) + "\n")
+    common = {"dtype": "bfloat16", "coefficients": options.coefficients}
+    if is_a_rank:
+        common |= {"flavor": flavor, "ranks": NUM_RANKS}
+        common["one_rank"] = {
+            contender: {"ms": ms, "nominal_tflops": tflops}
+            for contender, (ms, tflops) in totals.items()
+        }
+    write_figures(options.json, device, found, **common)
 
 
 def _batches(options: Options, flavor: str) -> dict[tuple[int, int], int]:
-    """Return the shapes and how many matrices of each, or raise what would fail only later."""
-    if options.batch is not None and options.batch < 1:
-        raise ValueError(f"--batch is {options.batch}; a positive number is needed")
-    if flavor not in FLAVORS:
-        raise ValueError(f"--flavor is {flavor!r}; one of {', '.join(FLAVORS)} is needed")
+    """Return the shapes and how many matrices of each."""
     if options.shapes:
         return {_shape(word): options.batch or 1 for word in options.shapes}
     counts = Counter(matrices_of(flavor, None))
@@ -216,4 +210,4 @@ def _print_table(found: list[Measurement]) -> None:
             f"{line.nominal_tflops:.3g}",
             *("-" if value is None else f"{value:.4f}" for value in judged),
         )
-    Console(width=110 if not sys.stdout.isatty() else None).print(table)
+    print_table(table, 110)

@@ -5,10 +5,8 @@ same compiled, Liger-Kernel where it is installed, and ours. Bytes are the fewes
 has to move: each activation that it reads or writes, once.
 """
 
-import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -19,8 +17,10 @@ from rich.table import Table
 from torch import Tensor
 
 from titan_motif.bench import liger
+from titan_motif.bench.frame import print_table, write_figures
 from titan_motif.bench.measure import copy_gb_per_second, measure
 from titan_motif.kernels.launch import MAX_COLUMNS
+from titan_motif.study.machine import CPU_NOTE, choose_device, told_machine
 
 EPS = 1e-6
 JUDGED_ROWS = 256
@@ -90,28 +90,24 @@ def compare(subjects: Sequence[Subject], options: NormOptions, gpu_shape: tuple[
     Args:
         gpu_shape: the (tokens, width) that are measured on a GPU where the options name none
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = choose_device()
     default_tokens, default_width = gpu_shape if device == "cuda" else (64, 512)
     widths, tokens = options.widths or (default_width,), options.tokens or (default_tokens,)
     _check(widths, tokens)
-    dtype, json_file = options.dtype, options.json
+    dtype = options.dtype
     copy = copy_gb_per_second(device)
     cases = [(s, w, t) for s in subjects for w in widths for t in tokens]
     console = Console(stderr=True)
     found: list[Measurement] = []
     for subject, width, num_tokens in track(cases, "measuring", console=console, transient=True):
         found += _measure(subject, width, num_tokens, getattr(torch, dtype), device, copy)
-    name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
     if device == "cpu":
-        print("note: on a CPU these times mean nothing; they show that everything runs")
-    print(f"{name}, torch {torch.__version__}, {dtype}; a copy moves {copy:,.0f} GB/s")
+        print(CPU_NOTE)
+    print(f"{told_machine(device)}, {dtype}; a copy moves {copy:,.0f} GB/s")
     if not liger.IS_INSTALLED:
         print("Liger-Kernel is not installed: pip install --no-deps liger-kernel==0.8.5")
     _print_table(found)
-    if json_file is not None:
-        content = {"device": name, "torch": torch.__version__, "dtype": dtype}
-        content |= {"copy_gb_per_second": copy, "results": [asdict(line) for line in found]}
-        json_file.write_text(json.dumps(content, indent=1) + "\n")
+    write_figures(options.json, device, found, dtype=dtype, copy_gb_per_second=copy)
 
 
 def _check(widths: Sequence[int], tokens: Sequence[int]) -> None:
@@ -221,4 +217,4 @@ def _print_table(measurements: Sequence[Measurement]) -> None:
             f"{line.host_us:.0f}",
             f"{line.error:.1e}",
         )
-    Console(width=110 if not sys.stdout.isatty() else None).print(table)
+    print_table(table, 110)

@@ -5,7 +5,6 @@ torchtitan's. All read the same data, compile, and recompute nothing.
 """
 
 import json
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -20,7 +19,9 @@ from rich.table import Table
 
 from titan_motif.bench.composition import Composition
 from titan_motif.bench.contenders import CONTENDERS, Contender, compositions, ratios
+from titan_motif.bench.frame import print_table
 from titan_motif.components.whole_files import replace_text
+from titan_motif.study.machine import CPU_NOTE
 from titan_motif.study.runner import Row, run_module
 from titan_motif.study.tables import told_memory, told_row, told_versions
 from titan_motif.study.workload import (
@@ -192,8 +193,8 @@ def _print(rows: dict[str, Row], composed: dict[str, Composition], ranks: int) -
             f"{first['tokens_per_step']:,} tokens a step"
         )
         if "CPU" in first["device"]:
-            print("note: on a CPU these times mean nothing; they show that everything runs")
-        Console(width=140 if not sys.stdout.isatty() else None).print(_table(cells, composed))
+            print(CPU_NOTE)
+        print_table(_table(cells, composed), 140)
     for name, one in composed.items():
         optimizer = "Muon" if CONTENDERS[name].is_composed else "AdamW"
         print(f"{name}, composed for one of {ranks} ranks ({optimizer}): {one}")

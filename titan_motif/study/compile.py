@@ -15,6 +15,7 @@ from rich.console import Console
 from titan_motif.config_loading import read_files
 from titan_motif.run_records import describe_environment
 from titan_motif.study.axes import AXES, Cell, cells_of
+from titan_motif.study.machine import CPU_NOTE
 from titan_motif.study.results import Results
 from titan_motif.study.tables import draw, to_csv, to_markdown, told_row
 from titan_motif.study.workload import (
@@ -159,6 +160,6 @@ def _write_tables(results: Results, folder: Path) -> None:
     (folder / "results.md").write_text(table)
     draw(results, folder / "results.png")
     if results.environment["device_type"] == "cpu":
-        print("note: on a CPU these times mean nothing; they show that everything runs")
+        print(CPU_NOTE)
     sys.stdout.write(table)
     print(f"\nresults: {folder}")

@@ -4,11 +4,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from titan_motif.config_loading import ConfigError, load_config
 from titan_motif.corpus.prepare import prepare
 from titan_motif.model import FLAVORS
+from titan_motif.study.machine import choose_device, choose_flavor
 from titan_motif.study.runner import Row, run_module
 
 STEPS_OF_A_JOB = 10_000
@@ -78,7 +77,8 @@ def choose_workload(
 
     Raises: ValueError, one line, for what makes no workload
     """
-    has_gpu = torch.cuda.is_available()
+    device = choose_device()
+    has_gpu = device == "cuda"
     for name, value in (("layers", layers), ("seq-len", seq_len), ("batch", batch)):
         if value is not None and value < 1:
             raise ValueError(f"--{name} is {value}; at least 1 is needed")
@@ -88,9 +88,7 @@ def choose_workload(
         batch = 4 if has_gpu else 2
     if config is not None:
         return Workload("", layers, seq_len, batch, config, tuple(more))
-    flavor = flavor or ("12_7b" if has_gpu else "debug")
-    if flavor not in FLAVORS:
-        raise ValueError(f"--flavor is {flavor!r}; one of {', '.join(FLAVORS)} is needed")
+    flavor = choose_flavor(flavor, device, FLAVORS)
     if layers is None and has_gpu:
         layers = min(8, FLAVORS[flavor].n_layers)
     seq_len = seq_len or (4096 if has_gpu else 128)
