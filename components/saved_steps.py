@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.stateful import Stateful
 from torch.utils._pytree import tree_leaves
 
+from titan_motif.components.safetensors_files import INDEX
 from titan_motif.components.seal import is_sealed, seal_problem, sealed_names
 from titan_motif.components.sealing_writer import METADATA
 
@@ -73,7 +74,7 @@ def step_to_begin_from(path: str | Path) -> str:
 
 def is_safetensors(path: Path) -> bool:
     """Return whether a directory holds safetensors, or their index."""
-    return any(path.glob("model*.safetensors")) or (path / "model.safetensors.index.json").is_file()
+    return any(path.glob("model*.safetensors")) or (path / INDEX).is_file()
 
 
 def _step_problem(path: Path) -> str | None:

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from titan_motif.components.file_hashes import own_sha256, write_record
-from titan_motif.components.safetensors_files import tensor_extents
+from titan_motif.components.safetensors_files import INDEX, tensor_extents
 
 SEAL = "seal.json"
 FORMAT = 1
 _PIECE = 1 << 22
-_READ_BY_NAME = ("model.safetensors.index.json", ".metadata", "config.json")
+_READ_BY_NAME = (INDEX, ".metadata", "config.json")
 
 
 class Part(NamedTuple):
