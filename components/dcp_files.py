@@ -22,17 +22,17 @@ OPTIMIZER = "optimizer."
 class DcpFolder:
     """The tensors of a sealed step: the model's, and in `states` the optimizer's.
 
-    Args:
-        reads_whole: whether to read the files against their seal first
+    The files are read against their seal first.
+
     Raises: ValueError, one line, if it is not sealed, or if something changed since
     """
 
-    def __init__(self, folder: str | Path, reads_whole: bool = True) -> None:
+    def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise ValueError(f"{self.folder}: no such folder")
         problem = seal_problem(self.folder)
-        if problem is None and reads_whole:
+        if problem is None:
             problem = content_problem(self.folder)
         if problem is not None:
             raise ValueError(f"{self.folder}: {problem}")

@@ -43,14 +43,6 @@ def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     return bins
 
 
-def padding_share(lengths: Sequence[int], bins: Sequence[Sequence[int]], capacity: int) -> float:
-    """Return the share of the packed tokens that hold nothing."""
-    total = len(bins) * capacity
-    return (
-        1 - sum(lengths[sample] for packed in bins for sample in packed) / total if total else 0.0
-    )
-
-
 def spool_sample(sample: Sample, out: BinaryIO) -> float:
     """Write a sample's tokens, and return its hash as a number from 0 to 1."""
     tokens = sample.tokens.astype(np.uint32)

@@ -14,16 +14,17 @@ MIN_WORDS = 30
 """Of a text whose runs of words are judged: in a shorter one a refrain is no loop."""
 MIN_LINES = 6
 """Of a text whose lines are judged."""
+_WORDS_OF_A_RUN = 3
 _SHORT_LINE = 10
 """Shorter lines, such as a lone bracket of a program, are not counted."""
 _RUN = re.compile(r"(\S)\1{9,}")
 
 
-def repeated_runs(words: Sequence[str], length: int = 3) -> float:
+def repeated_runs(words: Sequence[str]) -> float:
     """Return the share of a text's runs of words that came before in it; 0 of a short text."""
     if len(words) < MIN_WORDS:
         return 0.0
-    hashes = run_hashes(words, length)
+    hashes = run_hashes(words, _WORDS_OF_A_RUN)
     return 1 - len(np.unique(hashes)) / len(hashes)
 
 

@@ -38,9 +38,9 @@ def task(setting: Setting) -> Task:
     }
 
 
-def held_out_problems(seed: int = SEED) -> list[dict[str, str]]:
+def held_out_problems() -> list[dict[str, str]]:
     """Return 200 problems and some more to show, each as question, steps and answer."""
-    fresh = (p for p in mathematics.generate(seed) if p not in corpus_problems())
+    fresh = (p for p in mathematics.generate(SEED) if p not in corpus_problems())
     return [_parts(problem) for problem in islice(fresh, NUM_PROBLEMS + 16)]
 
 

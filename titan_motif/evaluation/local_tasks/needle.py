@@ -68,14 +68,14 @@ def _task(length: int, count: Callable[[str], int]) -> Task:
 
 
 def haystacks(
-    length: int, count: Callable[[str], int], per_depth: int = PER_DEPTH, seed: int = 0
+    length: int, count: Callable[[str], int], per_depth: int = PER_DEPTH
 ) -> list[dict[str, Any]]:
     """Return texts of at most `length` tokens, the longest that whole sentences make.
 
     Args:
         count: tokens of a text
     """
-    draw = random.Random(f"{seed}/{length}")
+    draw = random.Random(f"0/{length}")
     return [_haystack(draw, length, depth, count) for depth in DEPTHS for _ in range(per_depth)]
 
 
