@@ -15,7 +15,7 @@ import tomli_w
 import torch
 from torchtitan.tools.logging import logger
 
-from titan_motif.components.metrics import read_history
+from titan_motif.components.history import read_history
 from titan_motif.config import JobConfig
 from titan_motif.device import device_module, device_type
 from titan_motif.evaluation.bigram import MAX_TRAIN_TOKENS

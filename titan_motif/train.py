@@ -37,7 +37,7 @@ from titan_motif.components.checkpoint import CheckpointError, CompleteStepCheck
 from titan_motif.components.curriculum.loader import Batch, LoaderError, describe_step
 from titan_motif.components.curriculum.schedule import Step
 from titan_motif.components.float8 import precompute_scales
-from titan_motif.components.metrics import average_tokens_per_second, read_history
+from titan_motif.components.history import average_tokens_per_second, read_history
 from titan_motif.components.moving_average import feed_back, passes_multiple
 from titan_motif.components.muon import TooManySkippedSteps
 from titan_motif.config import JobConfig

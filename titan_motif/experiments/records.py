@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from titan_motif.components.metrics import read_history
+from titan_motif.components.history import read_history
 
 MAX_POINTS = 60
 """Of a curve that is kept."""

@@ -16,7 +16,7 @@ import tomli
 import titan_motif.device  # noqa: F401  (before anything of torchtitan)
 
 # isort: split
-from titan_motif.components.metrics import (
+from titan_motif.components.history import (
     HISTORY_FILE,
     STARTS_FILE,
     average_tokens_per_second,

@@ -5,10 +5,7 @@ from pathlib import Path
 
 import pytest
 
-import titan_motif.device  # noqa: F401
-
-# isort: split
-from titan_motif.components.metrics import (
+from titan_motif.components.history import (
     HISTORY_FILE,
     average_tokens_per_second,
     forget_history_after,
