@@ -19,6 +19,13 @@ from titan_motif.components.history import read_history
 from titan_motif.config import JobConfig
 from titan_motif.device import device_module, device_type
 from titan_motif.evaluation.bigram import MAX_TRAIN_TOKENS
+from titan_motif.run_folder import (
+    ENVIRONMENT,
+    EVALUATIONS,
+    LOSS_CURVE,
+    RESOLVED_CONFIG,
+    SUMMARY,
+)
 
 _PACKAGES = ("titan-motif", "torch", "torchtitan", "torchao", "torchdata", "triton", "tokenizers")
 
@@ -31,9 +38,9 @@ def write_start_records(config: JobConfig, world_size: int) -> dict[str, Any]:
     folder = Path(config.job.dump_folder)
     folder.mkdir(parents=True, exist_ok=True)
     resolved = tomli_w.dumps(_without_none(dataclasses.asdict(config)))
-    (folder / "config.resolved.toml").write_text(resolved)
+    (folder / RESOLVED_CONFIG).write_text(resolved)
     environment = describe_environment(world_size)
-    (folder / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
+    (folder / ENVIRONMENT).write_text(json.dumps(environment, indent=2) + "\n")
     return environment
 
 
@@ -66,10 +73,10 @@ def describe_environment(world_size: int) -> dict[str, Any]:
 def write_summary(config: JobConfig, summary: dict[str, Any], samples: list[str]) -> None:
     """Write summary.json and loss.png into the run's folder, and print both; rank 0 calls it."""
     folder = Path(config.job.dump_folder)
-    curve = folder / "loss.png"
+    curve = folder / LOSS_CURVE
     draw_loss_curve(config, summary, curve)
     content = {**summary, "samples": samples, "files": run_files(config, curve)}
-    (folder / "summary.json").write_text(json.dumps(content, indent=2) + "\n")
+    (folder / SUMMARY).write_text(json.dumps(content, indent=2) + "\n")
     for line in summary_lines(content):
         logger.info(line)
     logger.info(f"  {'as a page':<16} titan-motif report {folder}")
@@ -79,15 +86,15 @@ def run_files(config: JobConfig, curve: Path) -> dict[str, str]:
     """Return where everything of a run lies."""
     folder = Path(config.job.dump_folder)
     files = {
-        "summary": folder / "summary.json",
+        "summary": folder / SUMMARY,
         "loss_curve": curve,
-        "config": folder / "config.resolved.toml",
-        "environment": folder / "environment.json",
+        "config": folder / RESOLVED_CONFIG,
+        "environment": folder / ENVIRONMENT,
     }
     if config.metrics.enable_tensorboard:
         files["tensorboard"] = folder / config.metrics.save_tb_folder
     if config.evaluation.enable:
-        files["evaluation"] = folder / "evaluation"
+        files["evaluation"] = folder / EVALUATIONS
     if config.checkpoint.enable:
         files["checkpoints"] = folder / config.checkpoint.folder
     return {name: str(path) for name, path in files.items()}

@@ -34,6 +34,7 @@ from titan_motif.evaluation.ranks import Ranks
 from titan_motif.evaluation.results import lines_of, values_of
 from titan_motif.model import Motif2Model, Motif2ModelArgs
 from titan_motif.model.initialization import plain_name
+from titan_motif.run_folder import EVALUATIONS
 
 
 class IntervalEvaluator:
@@ -58,7 +59,7 @@ class IntervalEvaluator:
 
         self.config, self.args, self.device, self.metrics = config, args, device, metrics
         self.dtype = TORCH_DTYPE_MAP[config.training.mixed_precision_param]
-        self.folder = Path(config.job.dump_folder) / "evaluation"
+        self.folder = Path(config.job.dump_folder) / EVALUATIONS
         chosen = config.evaluation
         self.ranks = Ranks(timedelta(seconds=chosen.timeout_seconds))
         settings = Settings(

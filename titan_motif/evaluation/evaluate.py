@@ -19,7 +19,6 @@ from titan_motif.config_loading import load_config
 from titan_motif.evaluation import results as tables
 from titan_motif.evaluation.harness import require_harness
 from titan_motif.evaluation.loading import (
-    RESOLVED,
     dtype_named,
     load_model,
     newest_step,
@@ -33,6 +32,7 @@ from titan_motif.evaluation.local_tasks.perplexity import (
 )
 from titan_motif.evaluation.presets import LISTING, Wanted, wanted_tasks
 from titan_motif.evaluation.ranks import Ranks
+from titan_motif.run_folder import resolved_config_of
 
 
 @dataclass
@@ -187,10 +187,10 @@ def _groups(options: Options, tokenizer_folder: Path) -> Mapping[str, Sequence[P
         check_documents(groups, tokenizer_folder)
         return groups
     assert options.checkpoint is not None
-    resolved = options.checkpoint.absolute().parent.parent / RESOLVED
+    resolved = resolved_config_of(options.checkpoint)
     try:
         groups = {}
-        if resolved.is_file():
+        if resolved is not None:
             job = load_config(["--job.config_file", str(resolved)], runs_here=False)
             groups = held_out_splits(job)
         check_documents(groups, tokenizer_folder)

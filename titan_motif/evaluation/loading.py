@@ -14,8 +14,7 @@ from titan_motif.components.saved_steps import step_to_begin_from
 from titan_motif.config_loading import load_config
 from titan_motif.interchange.model_files import open_model
 from titan_motif.model import Motif2Model, Motif2ModelArgs
-
-RESOLVED = "config.resolved.toml"
+from titan_motif.run_folder import RESOLVED_CONFIG, resolved_config_of
 
 
 def newest_step(path: Path) -> Path:
@@ -95,11 +94,11 @@ def tokenizer_folder_of(path: str | Path, chosen: str | Path | None = None) -> P
     path = Path(path)
     if chosen is not None or (path / "tokenizer.json").is_file():
         return _with_tokenizer(path if chosen is None else Path(chosen), "--tokenizer")
-    resolved = path.absolute().parent.parent / RESOLVED
-    if not resolved.is_file():
+    resolved = resolved_config_of(path)
+    if resolved is None:
         raise ValueError(
             f"{path}: what tokenizer it has is not known: neither tokenizer.json in it nor the "
-            f"run's {RESOLVED} two folders above; name its folder with --tokenizer"
+            f"run's {RESOLVED_CONFIG} two folders above; name its folder with --tokenizer"
         )
     job = load_config(["--job.config_file", str(resolved)], None, runs_here=False)
     return _with_tokenizer(Path(job.model.hf_assets_path), f"{resolved}: model.hf_assets_path")

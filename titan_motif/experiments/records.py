@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from titan_motif.components.history import read_history
+from titan_motif.run_folder import SUMMARY
 
 MAX_POINTS = 60
 """Of a curve that is kept."""
@@ -18,7 +19,7 @@ Curve = dict[str, list[float]]
 def read_run(folder: Path) -> dict[str, Any]:
     """Return a finished run's summary, and its curves of losses."""
     history = read_history(folder)
-    summary = json.loads((folder / "summary.json").read_text())
+    summary = json.loads((folder / SUMMARY).read_text())
     rates = [entry["tokens_per_second"] for entry in history if "tokens_per_second" in entry]
     kept = ("step", "tokens_seen", "validation_loss", "validation_losses")
     return {

@@ -18,6 +18,7 @@ from titan_motif.model.hf_config import CONFIG, read_hf_config
 from titan_motif.model.model import parameter_shapes
 from titan_motif.model.state_dict_adapter import our_name
 from titan_motif.network import model_args
+from titan_motif.run_folder import RESOLVED_CONFIG, resolved_config_of
 
 
 class ModelFiles(NamedTuple):
@@ -115,13 +116,12 @@ def _times(shape: tuple[int, ...]) -> str:
 def _network(folder: Path, config_file: str | Path | None) -> Motif2ModelArgs:
     if config_file is None and (folder / CONFIG).is_file():
         return read_hf_config(folder)
-    resolved = folder.absolute().parent.parent / "config.resolved.toml"
-    if config_file is None and resolved.is_file():
-        config_file = resolved
+    if config_file is None:
+        config_file = resolved_config_of(folder)
     if config_file is None:
         raise ValueError(
             f"{folder}: what network it holds is not known: neither {CONFIG} in it nor the run's "
-            "config.resolved.toml two folders above; name the job's TOML file"
+            f"{RESOLVED_CONFIG} two folders above; name the job's TOML file"
         )
     return network_of(config_file)
 

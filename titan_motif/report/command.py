@@ -9,6 +9,7 @@ import tyro
 
 from titan_motif.report.page import render, told_bytes
 from titan_motif.report.record import read_run
+from titan_motif.run_folder import REPORT
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Options:
 
 def main(options: Options) -> None:
     run = read_run(options.run)
-    output = options.output or options.run / "report.html"
+    output = options.output or options.run / REPORT
     if output.is_dir():
         raise ValueError(f"--output is {output}; that is a folder, and a file is needed")
     if not output.parent.is_dir():

@@ -37,6 +37,7 @@ from titan_motif.report.series import (
     told,
     value_axis,
 )
+from titan_motif.run_folder import SUMMARY
 
 _HERE = Path(__file__).parent
 _EVALUATED_STEPS = 4
@@ -177,7 +178,7 @@ def warnings(run: RunRecord) -> list[str]:
     found = list(run.problems)
     if run.summary and not run.is_summary_current:
         found.append(
-            f"summary.json is of step {run.summary.get('step')}, which the run went beyond: its "
+            f"{SUMMARY} is of step {run.summary.get('step')}, which the run went beyond: its "
             "losses are not shown"
         )
     skipped = max((e.get("optimizer/skipped_steps") or 0 for e in run.history), default=0)

@@ -25,9 +25,8 @@ from titan_motif.components.history import (
 )
 from titan_motif.components.saved_steps import SavedStep, saved_steps
 from titan_motif.config import JobConfig
+from titan_motif.run_folder import ENVIRONMENT, EVALUATIONS, RESOLVED_CONFIG, SUMMARY
 
-CONFIG, SUMMARY, ENVIRONMENT = "config.resolved.toml", "summary.json", "environment.json"
-EVALUATIONS = "evaluation"
 _QUIET_SECONDS = 600
 """A run that has written nothing for so long, and for three of its longest pauses, has stopped."""
 
@@ -85,7 +84,7 @@ def read_run(folder: Path) -> RunRecord:
     """
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; the folder of a run is needed")
-    known = (CONFIG, HISTORY_FILE, SUMMARY, ENVIRONMENT)
+    known = (RESOLVED_CONFIG, HISTORY_FILE, SUMMARY, ENVIRONMENT)
     if not any((folder / name).is_file() for name in known):
         raise ValueError(f"{folder}: holds no run: none of {', '.join(known)} is there")
     run = RunRecord(folder)
@@ -101,9 +100,9 @@ def read_run(folder: Path) -> RunRecord:
         run.problems.append(f"{SUMMARY}: names no step and is left out")
         run.summary = {}
     run.environment = _read_table(run, folder / ENVIRONMENT, json.loads)
-    run.config = _read_table(run, folder / CONFIG, tomli.loads)
-    if (folder / CONFIG).is_file():
-        run.config_text = (folder / CONFIG).read_text(errors="replace")
+    run.config = _read_table(run, folder / RESOLVED_CONFIG, tomli.loads)
+    if (folder / RESOLVED_CONFIG).is_file():
+        run.config_text = (folder / RESOLVED_CONFIG).read_text(errors="replace")
     run.checkpoints = [
         (saved, sum(file.stat().st_size for file in Path(saved.path).rglob("*") if file.is_file()))
         for saved in saved_steps(folder / str(run.setting("checkpoint.folder", "checkpoint")))
