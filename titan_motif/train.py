@@ -9,13 +9,11 @@ import titan_motif.device  # noqa: F401  (before anything of torchtitan)
 # isort: split
 import contextlib
 import json
-import logging
 import os
 import statistics
 import sys
 import time
 import traceback
-import warnings
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -30,7 +28,7 @@ from torch import Tensor
 from torch.distributed.elastic.multiprocessing.errors import record
 from torchtitan.components.loss import IGNORE_INDEX
 from torchtitan.distributed.utils import dist_sum, set_pg_timeouts
-from torchtitan.tools.logging import init_logger, logger
+from torchtitan.tools.logging import logger
 
 from titan_motif import plugin  # noqa: F401  (registers the train spec)
 from titan_motif.components.checkpoint import CheckpointError, CompleteStepCheckpointManager
@@ -46,6 +44,7 @@ from titan_motif.device import device_type
 from titan_motif.evaluation.bigram import MAX_TRAIN_TOKENS, bigram_loss, excerpt
 from titan_motif.evaluation.during_training import IntervalEvaluator
 from titan_motif.evaluation.sampling import sample
+from titan_motif.run_log import start_logging
 from titan_motif.run_records import bits_per_byte, write_start_records, write_summary
 
 SAMPLE_PROMPTS = ("The function returns", "def __init__(self", "Question: ")
@@ -300,50 +299,6 @@ def _torchtitan_with_our_checkpoints() -> Iterator[None]:
     """torchtitan's Trainer builds its checkpoint manager by name: give the name to ours."""
     with mock.patch.object(torchtitan.train, "CheckpointManager", CompleteStepCheckpointManager):
         yield
-
-
-class _DropNoise(logging.Filter):
-    """Drop torchtitan's lines that do not hold here, or that tell a reader nothing."""
-
-    noise = (
-        "Mixed precision training ",  # FSDP, not autocast, sets the precision on every layout
-        "Peak FLOPS used for computing MFU: nan",
-        "ENV[TORCH_",
-        "[GC]",
-        "model.safetensors.index.json not found",
-        "Checkpointer ",
-        "Error running lspci",  # only looked for on some GPUs
-        "Building motif2 ",  # all of it is in config.resolved.toml
-        "Successfully created meshes",
-        "Synchronizing and adjusting timeout",
-        "Destroying the purge thread",
-        "Sleeping 2 seconds",
-        "Training starts at step",  # loading says from where, and there may be nothing to start
-        "Trainer is initialized with ",  # of a batch that a curriculum changes
-    )
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return not record.getMessage().startswith(self.noise)
-
-
-def start_logging() -> None:
-    """Log plain lines with the time; a warning says that it is one."""
-    init_logger()
-    handler = logger.handlers[0]
-    handler.setFormatter(_Line(datefmt="%H:%M:%S"))
-    handler.addFilter(_DropNoise())
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)
-    # Of a parameter that is cut twice: gathering it takes two collectives, which an evaluation may.
-    logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
-    for message in ("DTensor", "'set_vital' is deprecated", "Set timeout is now only"):
-        warnings.filterwarnings("ignore", message=message)
-
-
-class _Line(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
-        text = f"{self.formatTime(record, self.datefmt)}  {level}{record.getMessage()}"
-        return text if record.exc_info is None else super().format(record)
 
 
 def build_trainer(config: JobConfig) -> MotifTrainer:

@@ -22,6 +22,7 @@ from titan_motif.components.safetensors_files import SafetensorsFolder
 from titan_motif.components.saved_steps import saved_steps
 from titan_motif.components.seal import content_problem
 from titan_motif.model.state_dict_adapter import released_name
+from titan_motif.run_log import _DropNoise
 
 
 def test_stopping_and_resuming_changes_no_bit(rank_pool, arguments, tmp_path: Path):
@@ -218,16 +219,13 @@ def test_communication_settings_reach_torch(rank_pool, arguments, tmp_path: Path
 
 @pytest.mark.parametrize(("fsdp", "tp"), [(True, False), (False, True), (False, False)])
 def test_what_torchtitan_says_of_autocast_is_not_shown(fsdp: bool, tp: bool, caplog):
-    import titan_motif.train
-
-    # isort: split
     from torchtitan.distributed.utils import maybe_enable_amp
 
     caplog.set_level(logging.INFO)
     dims = SimpleNamespace(fsdp_enabled=fsdp, tp_enabled=tp, pp_enabled=False)
     maybe_enable_amp(dims, "bfloat16", "cpu")
     assert caplog.records
-    assert not any(map(titan_motif.train._DropNoise().filter, caplog.records))
+    assert not any(map(_DropNoise().filter, caplog.records))
 
 
 def run_under_torchtitan(root: str, argv: list[str]) -> None:

@@ -27,10 +27,11 @@ from torchtitan.components.metrics import MetricsProcessor
 
 from titan_motif.config_loading import ConfigError, load_config
 from titan_motif.device import device_module, device_type
+from titan_motif.run_log import start_logging
 from titan_motif.run_records import describe_environment
 from titan_motif.study.llama3 import build_peer
 from titan_motif.study.runner import Row, write_row_of
-from titan_motif.train import build_trainer, start_logging
+from titan_motif.train import build_trainer
 
 MODELS = ("motif2", "llama3", "llama3_widened")
 """Ours, torchtitan's Llama-3 of the same width, and the one of the same number of parameters."""
