@@ -43,7 +43,7 @@ from titan_motif.config_loading import ConfigError, load_config
 from titan_motif.device import device_type
 from titan_motif.evaluation.bigram import MAX_TRAIN_TOKENS, bigram_loss, excerpt
 from titan_motif.evaluation.during_training import IntervalEvaluator
-from titan_motif.evaluation.sampling import sample
+from titan_motif.evaluation.sharded_sampling import sample
 from titan_motif.run_log import start_logging
 from titan_motif.run_records import bits_per_byte, write_start_records, write_summary
 

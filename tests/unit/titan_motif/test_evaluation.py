@@ -12,7 +12,7 @@ import titan_motif.device  # noqa: F401
 # isort: split
 from titan_motif.evaluation import bigram
 from titan_motif.evaluation.bigram import bigram_loss, excerpt
-from titan_motif.evaluation.sampling import sample
+from titan_motif.evaluation.sharded_sampling import sample
 from titan_motif.run_records import summary_lines
 
 

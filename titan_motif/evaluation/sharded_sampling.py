@@ -1,4 +1,4 @@
-"""Continue a prompt, token by token."""
+"""Continue a prompt with a sharded model, token by token and without a cache."""
 
 import torch
 from torch import Tensor, nn
