@@ -1,8 +1,7 @@
-"""What a run leaves beside its checkpoints: its configuration and environment, and a summary."""
+"""What a run writes of itself before its first step: its configuration and its environment."""
 
 import dataclasses
 import json
-import math
 import os
 import platform
 import subprocess
@@ -10,22 +9,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tomli_w
 import torch
-from torchtitan.tools.logging import logger
 
-from titan_motif.components.history import read_history
 from titan_motif.config import JobConfig
 from titan_motif.device import device_module, device_type
-from titan_motif.evaluation.bigram import MAX_TRAIN_TOKENS
-from titan_motif.run_folder import (
-    ENVIRONMENT,
-    EVALUATIONS,
-    LOSS_CURVE,
-    RESOLVED_CONFIG,
-    SUMMARY,
-)
+from titan_motif.run_folder import ENVIRONMENT, RESOLVED_CONFIG
 
 _PACKAGES = ("titan-motif", "torch", "torchtitan", "torchao", "torchdata", "triton", "tokenizers")
 
@@ -68,91 +57,6 @@ def describe_environment(world_size: int) -> dict[str, Any]:
         "git_commit": told_commit or _git("rev-parse", "HEAD"),
         "git_has_changes": not told_commit and bool(_git("status", "--porcelain")),
     }
-
-
-def write_summary(config: JobConfig, summary: dict[str, Any], samples: list[str]) -> None:
-    """Write summary.json and loss.png into the run's folder, and print both; rank 0 calls it."""
-    folder = Path(config.job.dump_folder)
-    curve = folder / LOSS_CURVE
-    draw_loss_curve(config, summary, curve)
-    content = {**summary, "samples": samples, "files": run_files(config, curve)}
-    (folder / SUMMARY).write_text(json.dumps(content, indent=2) + "\n")
-    for line in summary_lines(content):
-        logger.info(line)
-    logger.info(f"  {'as a page':<16} titan-motif report {folder}")
-
-
-def run_files(config: JobConfig, curve: Path) -> dict[str, str]:
-    """Return where everything of a run lies."""
-    folder = Path(config.job.dump_folder)
-    files = {
-        "summary": folder / SUMMARY,
-        "loss_curve": curve,
-        "config": folder / RESOLVED_CONFIG,
-        "environment": folder / ENVIRONMENT,
-    }
-    if config.metrics.enable_tensorboard:
-        files["tensorboard"] = folder / config.metrics.save_tb_folder
-    if config.evaluation.enable:
-        files["evaluation"] = folder / EVALUATIONS
-    if config.checkpoint.enable:
-        files["checkpoints"] = folder / config.checkpoint.folder
-    return {name: str(path) for name, path in files.items()}
-
-
-def summary_lines(content: dict[str, Any]) -> list[str]:
-    """Return the summary as a person reads it."""
-
-    def nats(key: str) -> str:
-        return "-" if content[key] is None else f"{content[key]:.4f} nats/token"
-
-    lines = [
-        f"run finished at step {content['step']}, {content['tokens_seen']:,} tokens seen",
-        f"  train loss       {nats('train_loss')} (the last tenth)",
-        f"  validation loss  {nats('validation_loss')}",
-    ]
-    if content["bits_per_byte"] is not None:
-        lines.append(f"  bits per byte    {content['bits_per_byte']:.4f} (validation)")
-    if content["bigram_validation_loss"] is not None:
-        gap = content["bigram_validation_loss"] - content["validation_loss"]
-        side = "under" if gap >= 0 else "over"
-        bigram, counted = nats("bigram_validation_loss"), content["bigram_train_tokens"]
-        if counted == MAX_TRAIN_TOKENS:
-            bigram += f" ({counted:,} tokens counted)"
-        lines.append(f"  bigram model     {bigram}: the run is {abs(gap):.4f} {side} it")
-    for sample in content["samples"]:
-        lines.append(f"  sample           {sample!r}")
-    lines += [f"  {name:<16} {path}" for name, path in content["files"].items()]
-    return lines
-
-
-def bits_per_byte(loss: float, labels: np.ndarray, token_bytes: np.ndarray) -> float:
-    """Turn a mean loss in nats per token of `labels` into bits per byte of their text."""
-    return loss * labels.size / math.log(2) / int(token_bytes[labels].sum())
-
-
-def draw_loss_curve(config: JobConfig, summary: dict[str, Any], path: Path) -> None:
-    """Draw training and validation loss over steps, with the bigram model's as a line."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    history = read_history(config.job.dump_folder)
-    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-    for key, label in (("loss", "training"), ("validation_loss", "validation")):
-        points = [(entry["step"], entry[key]) for entry in history if key in entry]
-        if points:
-            axes.plot(
-                *zip(*points, strict=True), label=label, marker="o" if len(points) < 20 else ""
-            )
-    if summary["bigram_validation_loss"] is not None:
-        axes.axhline(summary["bigram_validation_loss"], ls="--", c="gray", label="bigram model")
-    axes.set(xlabel="step", ylabel="loss (nats per token)", title=config.job.description)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
 
 
 def _git(*arguments: str) -> str | None:

@@ -10,7 +10,6 @@ import titan_motif.device  # noqa: F401  (before anything of torchtitan)
 import contextlib
 import json
 import os
-import statistics
 import sys
 import time
 import traceback
@@ -20,7 +19,6 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import numpy as np
 import torch
 import torchtitan
 import torchtitan.train
@@ -35,19 +33,14 @@ from titan_motif.components.checkpoint import CheckpointError, CompleteStepCheck
 from titan_motif.components.curriculum.loader import Batch, LoaderError, describe_step
 from titan_motif.components.curriculum.schedule import Step
 from titan_motif.components.float8 import precompute_scales
-from titan_motif.components.history import average_tokens_per_second, read_history
 from titan_motif.components.moving_average import feed_back, passes_multiple
 from titan_motif.components.muon import TooManySkippedSteps
 from titan_motif.config import JobConfig
 from titan_motif.config_loading import ConfigError, load_config
-from titan_motif.device import device_type
-from titan_motif.evaluation.bigram import MAX_TRAIN_TOKENS, bigram_loss, excerpt
 from titan_motif.evaluation.during_training import IntervalEvaluator
-from titan_motif.evaluation.sharded_sampling import sample
 from titan_motif.run_log import start_logging
-from titan_motif.run_records import bits_per_byte, write_start_records, write_summary
-
-SAMPLE_PROMPTS = ("The function returns", "def __init__(self", "Question: ")
+from titan_motif.run_records import write_start_records
+from titan_motif.summary import summarize
 
 
 class MotifTrainer(torchtitan.train.Trainer):
@@ -214,84 +207,7 @@ class MotifTrainer(torchtitan.train.Trainer):
         super().train()
         self._evaluate(self.step)
         if self.job_config.summary.enable:
-            self.summarize()
-
-    @torch.no_grad()
-    def summarize(self) -> None:
-        """Write and print the summary of the run; all ranks have to call it."""
-        config, model = self.job_config, self.model_parts[0]
-        validation_loss = None
-        if config.validation.enable:
-            if self.validator.last_step != self.step:
-                self.validator.validate(self.model_parts, self.step)
-            validation_loss = self.validator.last_loss
-        samples = self._samples(model)
-        if not self.is_first_rank:
-            return
-        losses = [entry for entry in read_history(config.job.dump_folder) if "loss" in entry]
-        summary = {
-            "step": self.step,
-            "tokens_seen": self.tokens_seen,
-            "train_loss": _mean_of_the_last_tenth(losses),
-            "validation_loss": validation_loss,
-            "validation_losses": self.validator.last_losses if config.validation.enable else {},
-            "bits_per_byte": None,
-            "bigram_validation_loss": None,
-            "bigram_train_tokens": None,
-            "tokens_per_second": average_tokens_per_second(losses),
-        }
-        if validation_loss is not None:
-            summary.update(self._baselines(validation_loss))
-        write_summary(config, summary, samples)
-
-    def _baselines(self, validation_loss: float) -> dict[str, float]:
-        """Judge the same validation tokens by their bytes, and under a bigram model."""
-        config = self.job_config
-        batches = [
-            batch for part in self.validator.groups.values() for batch in part.of_all_ranks()
-        ]
-        previous = np.concatenate([inputs["input"].numpy().ravel() for inputs, _ in batches])
-        following = np.concatenate([labels.numpy().ravel() for _, labels in batches])
-        judged = following != IGNORE_INDEX
-        previous, following = previous[judged], following[judged]
-        sources = [stream.file.tokens for stream in self.dataloader.streams]
-        total = sum(map(len, sources))
-        counted = min(total, MAX_TRAIN_TOKENS)
-        train = np.concatenate([excerpt(x, counted * len(x) // total) for x in sources])
-        baselines = {
-            "bigram_validation_loss": bigram_loss(
-                train, previous, following, self.model_args.vocab_size
-            ),
-            "bigram_train_tokens": counted,
-        }
-        table = Path(config.model.hf_assets_path) / "token_bytes.npy"
-        if table.is_file():
-            token_bytes = np.load(table)
-            baselines["bits_per_byte"] = bits_per_byte(validation_loss, following, token_bytes)
-        return baselines
-
-    def _samples(self, model: torch.nn.Module) -> list[str]:
-        """Continue three prompts; every rank takes part, since the model is sharded."""
-        num_tokens = self.job_config.summary.sample_tokens
-        if num_tokens == 0 or self.tokenizer is None:
-            return []
-        model.eval()
-        samples = []
-        for prompt in SAMPLE_PROMPTS:
-            ids = self.tokenizer.encode(prompt, add_bos=False, add_eos=False)
-            tokens = torch.tensor([ids], device=device_type)
-            drawn = sample(model, tokens, num_tokens, multiple=64 * self.parallel_dims.tp)
-            samples.append(self.tokenizer.decode(drawn[0].tolist()))
-        model.train()
-        return samples
-
-
-def _mean_of_the_last_tenth(history: list[dict[str, float]]) -> float | None:
-    """Return the mean loss of the logged steps among the last tenth: one batch says little."""
-    if not history:
-        return None
-    begin = 0.9 * history[-1]["step"]
-    return statistics.fmean(entry["loss"] for entry in history if entry["step"] > begin)
+            summarize(self, self.tokens_seen)
 
 
 @contextlib.contextmanager

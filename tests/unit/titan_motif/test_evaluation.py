@@ -13,7 +13,7 @@ import titan_motif.device  # noqa: F401
 from titan_motif.evaluation import bigram
 from titan_motif.evaluation.bigram import bigram_loss, excerpt
 from titan_motif.evaluation.sharded_sampling import sample
-from titan_motif.run_records import summary_lines
+from titan_motif.summary import summary_lines
 
 
 def test_bigram_loss_by_hand():
