@@ -17,7 +17,7 @@ from titan_motif.experiments.cells import Cell
 from titan_motif.experiments.curriculum_page import curriculum_page
 from titan_motif.experiments.job import CellOptions, read_cell_job, train
 from titan_motif.experiments.page import Page
-from titan_motif.experiments.records import read_run
+from titan_motif.experiments.records import read_cell_run
 from titan_motif.network import model_args
 from titan_motif.study.runner import Row
 
@@ -132,7 +132,7 @@ class CurriculumExperiment:
     def run(self, cell: Cell, folder: Path) -> Row:
         """Train a cell in a folder, and return what is known of it."""
         seconds = train(self.job_settings(cell, folder), folder, self.devices)
-        return {"training_seconds": round(seconds, 1), **read_run(folder)}
+        return {"training_seconds": round(seconds, 1), **read_cell_run(folder)}
 
     def tell(self, row: Row) -> str:
         """Return a finished cell in a line."""

@@ -16,7 +16,7 @@ from titan_motif.experiments.gda_page import gda_page
 from titan_motif.experiments.job import CellOptions, read_cell_job, train
 from titan_motif.experiments.page import Page
 from titan_motif.experiments.questions import ask
-from titan_motif.experiments.records import read_by_layer, read_run
+from titan_motif.experiments.records import read_by_layer, read_cell_run
 from titan_motif.experiments.tasks import TASKS
 from titan_motif.model import Motif2Model, Motif2ModelArgs
 from titan_motif.network import model_args
@@ -131,7 +131,7 @@ class Gda:
         return {
             "training_seconds": round(seconds, 1),
             "parameters": self.parameters(cell.arm),
-            **read_run(folder),
+            **read_cell_run(folder),
             "accuracy": {
                 task: {difficulty: found.num_right for difficulty, found in by_difficulty.items()}
                 for task, by_difficulty in asked.items()

@@ -21,7 +21,7 @@ from titan_motif.experiments.growth_equality import compare_on_text
 from titan_motif.experiments.growth_page import ARMS, growth_page
 from titan_motif.experiments.job import CellOptions, read_cell_job, run_and_show, train
 from titan_motif.experiments.page import Page
-from titan_motif.experiments.records import read_run
+from titan_motif.experiments.records import read_cell_run
 from titan_motif.growth.mapping import carried_lam_init
 from titan_motif.model import Motif2Model, Motif2ModelArgs
 from titan_motif.network import model_args
@@ -145,14 +145,14 @@ class Growth:
                 num_sequences=4 if self.is_quick else 64,
                 length=self.phase.seq_len,
             )
-            before = {"small": read_run(small), "equality": equality, "grow": differences}
+            before = {"small": read_cell_run(small), "equality": equality, "grow": differences}
             settings += [f"--checkpoint.initial_load_path={grown}"]
             settings += ["--checkpoint.initial_load_in_hf", "--checkpoint.initial_load_model_only"]
         seconds += train(settings, folder, self.devices)
         return {
             "training_seconds": round(seconds, 1),
             "flops_per_token": {name: flops for name, (_, flops) in self.costs.items()},
-            **read_run(folder),
+            **read_cell_run(folder),
             **before,
         }
 

@@ -16,7 +16,7 @@ Curve = dict[str, list[float]]
 """`step`, and values beside it by name."""
 
 
-def read_run(folder: Path) -> dict[str, Any]:
+def read_cell_run(folder: Path) -> dict[str, Any]:
     """Return a finished run's summary, and its curves of losses."""
     history = read_history(folder)
     summary = json.loads((folder / SUMMARY).read_text())
