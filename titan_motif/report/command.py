@@ -7,7 +7,8 @@ from typing import Annotated
 
 import tyro
 
-from titan_motif.report.page import render, told_bytes
+from titan_motif.report.facts import told_bytes
+from titan_motif.report.page import render
 from titan_motif.report.record import read_run
 from titan_motif.run_folder import REPORT
 

@@ -1,21 +1,15 @@
 """What a run has written, read as far as it is there and can be read."""
 
-import dataclasses
 import json
 import math
 import re
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import tomli
 
-import titan_motif.device  # noqa: F401  (before anything of torchtitan)
-
-# isort: split
 from titan_motif.components.history import (
     HISTORY_FILE,
     STARTS_FILE,
@@ -24,11 +18,7 @@ from titan_motif.components.history import (
     read_lines,
 )
 from titan_motif.components.saved_steps import SavedStep, saved_steps
-from titan_motif.config import JobConfig
 from titan_motif.run_folder import ENVIRONMENT, EVALUATIONS, RESOLVED_CONFIG, SUMMARY
-
-_QUIET_SECONDS = 600
-"""A run that has written nothing for so long, and for three of its longest pauses, has stopped."""
 
 
 @dataclass
@@ -114,77 +104,6 @@ def read_run(folder: Path) -> RunRecord:
 def is_number(value: Any) -> bool:
     """Return whether a value can be drawn: a finite number."""
     return type(value) in (int, float) and math.isfinite(value)
-
-
-def state_of(run: RunRecord, now: float | None = None) -> str:
-    """Return how far a run is, in words: finished, ended early, under way, or stopped.
-
-    Args:
-        now: seconds since the epoch; without it, the time
-    """
-    total = run.setting("training.steps")
-    of = f" of {total:,}" if type(total) is int and total > 0 else ""
-    if run.is_summary_current:
-        is_whole = not of or run.last_step >= total
-        return f"{'finished' if is_whole else 'ended'} at step {run.last_step:,}{of}"
-    if not run.history:
-        return f"begun, no step recorded yet{of and f' ({total:,} are planned)'}"
-    seconds = (time.time() if now is None else now) - last_written(run)
-    times = [entry["time"] for entry in run.history if is_number(entry.get("time"))]
-    pauses = [after - before for before, after in pairwise(times)]
-    is_quiet = seconds > max(_QUIET_SECONDS, 3 * max(pauses, default=0))
-    how = "stopped after" if is_quiet else "under way at"
-    told = f"last written {told_seconds(max(seconds, 0))} before this page"
-    return f"{how} step {run.last_step:,}{of}, {told}"
-
-
-def last_written(run: RunRecord) -> float:
-    """Return when the history was last written, in seconds since the epoch."""
-    time_ = run.last("time")
-    return (run.folder / HISTORY_FILE).stat().st_mtime if time_ is None else time_
-
-
-def training_seconds(run: RunRecord) -> float | None:
-    """Return the time that the recorded steps took, validation and saving left out."""
-    logged = [entry for entry in run.history if "loss" in entry]
-    steps = [0, *(entry["step"] for entry in logged)]
-    seconds = [entry.get("time_metrics/step(s)") for entry in logged]
-    if seconds and all(map(is_number, seconds)):
-        return sum(
-            each * (end - begin)
-            for each, (begin, end) in zip(seconds, pairwise(steps), strict=True)
-        )
-    tokens, rate = run.summary.get("tokens_seen"), run.summary.get("tokens_per_second")
-    return tokens / rate if is_number(tokens) and is_number(rate) and rate > 0 else None
-
-
-def changed_settings(config: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Return (section.field, value, default) of what is not as a job without a file has it."""
-    defaults = dict(_flatten(dataclasses.asdict(JobConfig())))
-    return [
-        (key, value, defaults.get(key))
-        for key, value in _flatten(config)
-        if value != defaults.get(key) and not (value in ({}, []) and not defaults.get(key))
-    ]
-
-
-def told_seconds(seconds: float) -> str:
-    """Return a time in its two largest units."""
-    units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
-    whole, parts = round(seconds), []
-    for name, size in units:
-        count, whole = divmod(whole, size)
-        parts.append((count, name))
-    first = next((i for i, (count, _) in enumerate(parts) if count), len(parts) - 1)
-    return " ".join(f"{count} {name}" for count, name in parts[first : first + 2])
-
-
-def _flatten(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in table.items():
-        if isinstance(value, dict) and value:
-            yield from _flatten(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _read_table(run: RunRecord, path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:

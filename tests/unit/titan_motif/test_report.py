@@ -12,8 +12,9 @@ import pytest
 
 from titan_motif import cli
 from titan_motif.report.charts import Charts, evaluation_charts
+from titan_motif.report.facts import state_of, told_seconds
 from titan_motif.report.page import render, view
-from titan_motif.report.record import RunRecord, read_run, state_of, told_seconds
+from titan_motif.report.record import RunRecord, read_run
 from titan_motif.report.series import Axis, means, thin
 
 ROOT = Path(__file__).resolve().parents[3]
