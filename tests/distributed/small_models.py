@@ -82,6 +82,22 @@ def overrides(args: Motif2ModelArgs) -> str:
     return "[model.args]\n" + "\n".join(lines) + "\n"
 
 
+def run_of(tmp_path: Path, args: Motif2ModelArgs, tokenizer: object) -> Path:
+    """Make a run's folder without its step, and return the folder of the step."""
+    step = tmp_path / "run" / "checkpoint" / "step-5"
+    step.parent.mkdir(parents=True)
+    lines = [
+        "training.seq_len = 32",
+        "training.builtin_vocab_size = 300",
+        "validation.seq_len = 32",
+        f'model.hf_assets_path = "{tokenizer}"',
+        overrides(args),
+    ]
+    job = "\n".join(lines)
+    (tmp_path / "run" / "config.resolved.toml").write_text(job)
+    return step
+
+
 def write_source(folder: Path, tokenizer_folder: Path, texts: list[str]) -> Path:
     """Write a source's held-out split, as `titan-motif data prepare` does; return its folder."""
     loaded = load_tokenizer(tokenizer_folder)
