@@ -57,6 +57,7 @@ def _load_weights(weight_ptr, bias_ptr):
 
 @triton.jit
 def load_sums(sums_ptr, rows, row_mask):
+    """Return the sums of x^6, x^4 and x^2 of rows."""
     s3 = tl.load(sums_ptr + rows * 3, row_mask, other=0.0)
     s2 = tl.load(sums_ptr + rows * 3 + 1, row_mask, other=0.0)
     s1 = tl.load(sums_ptr + rows * 3 + 2, row_mask, other=0.0)
@@ -65,6 +66,7 @@ def load_sums(sums_ptr, rows, row_mask):
 
 @triton.jit
 def store_sums(sums_ptr, rows, row_mask, s3, s2, s1):
+    """Write the sums of x^6, x^4 and x^2 of rows."""
     tl.store(sums_ptr + rows * 3, s3, row_mask)
     tl.store(sums_ptr + rows * 3 + 1, s2, row_mask)
     tl.store(sums_ptr + rows * 3 + 2, s1, row_mask)
@@ -231,6 +233,7 @@ def launch_forward(
     width: int,
     eps: float,
 ) -> tuple[Tensor, Tensor]:  # like x; the sums
+    """Return PolyNorm of x, times `up` if there is one, and the sums of the rows."""
     given = sums is not None
     out = contiguous_like(x)
     sums = sums.contiguous() if given else empty_sums(x)
@@ -318,6 +321,7 @@ def _backward_outputs(x: Tensor, up: Tensor | None, given_sums: bool) -> tuple[T
 
 
 def empty_sums(x: Tensor) -> Tensor:
+    """Return room for the sums of every row of x."""
     return x.new_empty((*x.shape[:-1], 3), dtype=torch.float32)
 
 
@@ -350,6 +354,7 @@ def _(x, up, weight, bias, eps):
 
 
 def parameter_gradients(dparameters: Tensor, weight: Tensor, bias: Tensor):
+    """Split the gradient of all four parameters into the weight's and the bias's."""
     dweight, dbias = dparameters.split((3, 1))
     return dweight.to(weight.dtype), dbias.to(bias.dtype)
 

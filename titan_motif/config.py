@@ -7,6 +7,9 @@ entry, `job.custom_config_module = "titan_motif.config"` merges this module's Jo
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+import titan_motif.device  # noqa: F401  (before anything of torchtitan)
+
+# isort: split
 import torchtitan.config.job_config as torchtitan_config
 
 from titan_motif.components.curriculum.schedule import RunPlan

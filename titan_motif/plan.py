@@ -87,6 +87,7 @@ class Options:
 
 
 def main(options: Options) -> None:
+    """Plan a job on each number of GPUs, and print and write what that takes."""
     rates = Rates(
         options.tflops * 1e12,
         options.gb_in_node * 1e9,

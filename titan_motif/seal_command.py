@@ -30,6 +30,7 @@ class Options:
 
 
 def main(options: Options) -> None:
+    """Seal a step, or read one that is sealed whole against its seal."""
     path = options.path
     if not path.is_dir():
         raise ValueError(f"{path}: no such folder")

@@ -163,6 +163,7 @@ class Measurement:
 
 
 def main(options: Options) -> None:
+    """Time every contender on every case, and print and draw what was measured."""
     device = choose_device()
     heads, cases, dtype = _heads(options, device), _cases(options, device), options.dtype
     jobs = [(c, one) for c in cases for one in _contenders(c, heads, getattr(torch, dtype), device)]

@@ -48,6 +48,7 @@ class Options:
 
 
 def main(options: Options) -> None:
+    """Time a block's parts, and print, draw and write what they take."""
     workload = choose_workload(options.flavor, None, options.seq_len, options.batch)
     sizes = {"flavor": workload.flavor, "batch": workload.batch, "seq_len": workload.seq_len}
     arguments = [f"--{name.replace('_', '-')}={value}" for name, value in sizes.items()]

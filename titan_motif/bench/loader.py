@@ -58,6 +58,7 @@ class Measurement:
 
 
 def main(options: Options) -> None:
+    """Read a source for a while, and print how fast that was."""
     for name in ("tokens", "seq_len", "rows"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name} is {getattr(options, name)}; at least 1 is needed")

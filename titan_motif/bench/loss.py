@@ -62,6 +62,7 @@ class Measurement:
 
 
 def main(options: Options) -> None:
+    """Time every form of the loss, and print and write the table."""
     device = choose_device()
     sizes = _sizes(options, device)
     contenders = _contenders(options.chunk_tokens)

@@ -93,6 +93,7 @@ class Measurement:
 
 
 def main(options: Options) -> None:
+    """Time every mode and chunk size, and print and write the table on the first rank."""
     device = choose_device()
     flavor = choose_flavor(options.flavor, device, FLAVORS)
     is_real = "WORLD_SIZE" in os.environ
@@ -192,6 +193,7 @@ def measure_step(
     seed: int,
     rates: Rates,
 ) -> Measurement:
+    """Return what a step took of random gradients; every rank has to call it."""
     world_size, rank = dist.get_world_size(), dist.get_rank()
     mesh = init_device_mesh(device, (world_size,))
     generator = torch.Generator(device).manual_seed(seed * world_size + rank)

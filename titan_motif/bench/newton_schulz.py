@@ -74,6 +74,7 @@ Orthogonalizer = Callable[[Tensor], Tensor]
 
 
 def main(options: Options) -> None:
+    """Time and judge every contender on every shape, and print and write the table."""
     device = choose_device()
     if options.batch is not None and options.batch < 1:
         raise ValueError(f"--batch is {options.batch}; a positive number is needed")

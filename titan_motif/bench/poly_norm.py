@@ -19,6 +19,7 @@ class Options(NormOptions):
 
 
 def main(options: Options) -> None:
+    """Measure PolyNorm, alone and multiplied."""
     compare(SUBJECTS, options, gpu_shape=(16384, 16384))
 
 

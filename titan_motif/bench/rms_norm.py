@@ -19,6 +19,7 @@ class Options(NormOptions):
 
 
 def main(options: Options) -> None:
+    """Measure RMSNorm, alone and after an addition."""
     compare(SUBJECTS, options, gpu_shape=(65536, 4096))
 
 

@@ -76,6 +76,7 @@ class Options:
 
 
 def main(options: Options) -> None:
+    """Train every contender for a few steps, and print and write how fast they were."""
     contenders = _contenders(options)
     conditions = Conditions(options.steps, options.warmup, options.timeout, is_cold=False)
     workload = _workload(options, contenders)

@@ -36,16 +36,19 @@ def _problem(question: str, steps: list[str], answer: int) -> str:
 
 
 def addition(draw: random.Random) -> str:
+    """Return a problem of adding two numbers."""
     a, b = draw.randrange(1000), draw.randrange(1000)
     return _problem(f"What is {a} + {b}?", [f"{a} + {b} = {a + b}."], a + b)
 
 
 def subtraction(draw: random.Random) -> str:
+    """Return a problem of subtracting a number from a larger one."""
     a, b = sorted((draw.randrange(1000), draw.randrange(1000)), reverse=True)
     return _problem(f"What is {a} - {b}?", [f"{a} - {b} = {a - b}."], a - b)
 
 
 def multiplication(draw: random.Random) -> str:
+    """Return a problem of multiplying by tens and ones."""
     a, b = draw.randrange(2, 100), draw.randrange(2, 100)
     tens, ones = b // 10 * 10, b % 10
     steps = [f"{a} x {b} = {a} x {tens} + {a} x {ones} = {a * tens} + {a * ones} = {a * b}."]
@@ -53,6 +56,7 @@ def multiplication(draw: random.Random) -> str:
 
 
 def shopping(draw: random.Random) -> str:
+    """Return a problem of change that is given back."""
     name, thing = draw.choice(NAMES), draw.choice(THINGS)
     count, price = draw.randrange(2, 13), draw.randrange(2, 30)
     cost = count * price
@@ -69,6 +73,7 @@ def shopping(draw: random.Random) -> str:
 
 
 def journey(draw: random.Random) -> str:
+    """Return a problem of a way in two parts."""
     name = draw.choice(NAMES)
     speed, hours, more = draw.randrange(3, 90), draw.randrange(2, 9), draw.randrange(5, 200)
     way = speed * hours
@@ -84,6 +89,7 @@ def journey(draw: random.Random) -> str:
 
 
 def ages(draw: random.Random) -> str:
+    """Return a problem of two ages."""
     young, old = draw.sample(NAMES, 2)
     age, times, years = draw.randrange(2, 15), draw.randrange(2, 6), draw.randrange(1, 20)
     question = (
@@ -98,6 +104,7 @@ def ages(draw: random.Random) -> str:
 
 
 def percentage(draw: random.Random) -> str:
+    """Return a problem of what is left of a share."""
     thing = draw.choice(THINGS)
     percent, hundreds = draw.choice((5, 10, 20, 25, 40, 50, 75)), draw.randrange(1, 60)
     whole = hundreds * 20
@@ -111,6 +118,7 @@ def percentage(draw: random.Random) -> str:
 
 
 def sharing(draw: random.Random) -> str:
+    """Return a problem of a division with a remainder."""
     thing = draw.choice(THINGS)
     people, each, rest = draw.randrange(3, 13), draw.randrange(2, 40), draw.randrange(1, 3)
     whole = people * each + rest

@@ -48,6 +48,7 @@ class Options:
 
 
 def main(options: Options) -> None:
+    """Print what a prepared source, or packed conversations, hold."""
     if options.samples < 0:
         raise ValueError(f"--samples is {options.samples}; at least 0 is needed")
     if options.chat:

@@ -21,6 +21,7 @@ class Options(PrepareOptions):
 
 
 def main(options: Options) -> None:
+    """Prepare a source, and print what it holds."""
     manifest = prepare_source(options)
     if options.json is not None:
         options.json.write_text(json.dumps(manifest, indent=1) + "\n")

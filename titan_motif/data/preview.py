@@ -42,6 +42,7 @@ class Options:
 
 
 def main(options: Options) -> None:
+    """Print, and draw if asked, what a job will read when."""
     if options.ranks < 1:
         raise ValueError(f"--ranks is {options.ranks}; at least 1 is needed")
     arguments = [f"--{override}" for override in options.override]

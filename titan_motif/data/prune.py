@@ -93,6 +93,7 @@ _OF_THE_MODEL = (
 
 
 def main(options: Options) -> None:
+    """Write the conversations that are kept, and print how many went, and why."""
     bounds = _check(options)
     files = find_inputs(options.inputs)
     total = sum(one.num_bytes for one in files)

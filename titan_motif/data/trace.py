@@ -45,6 +45,7 @@ class Options:
 
 
 def main(options: Options) -> None:
+    """Print which documents a step of a job reads."""
     for name in ("step", "count", "ranks"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name} is {getattr(options, name)}; at least 1 is needed")

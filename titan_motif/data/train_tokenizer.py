@@ -80,6 +80,7 @@ class _Texts:
 
 
 def main(options: Options) -> None:
+    """Train a tokenizer on texts, and write it."""
     if not 0 < options.max_megabytes < float("inf"):
         raise ValueError(f"--max-megabytes is {options.max_megabytes}; more than 0 is needed")
     if options.max_bad_lines < 0:

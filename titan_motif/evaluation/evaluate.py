@@ -92,6 +92,7 @@ class Options:
 
 
 def main(options: Options) -> None:
+    """Put tasks to a model, and print and write how it did."""
     if options.list_tasks:
         tables.print_tasks()
         return

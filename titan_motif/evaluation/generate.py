@@ -78,6 +78,7 @@ class Options:
 
 
 def main(options: Options) -> None:
+    """Continue prompts, or hold a conversation."""
     options.sampling.check()
     _check(options)
     options = dataclasses.replace(options, checkpoint=newest_step(options.checkpoint))

@@ -42,6 +42,7 @@ def figures_of(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def table_of(figures: Mapping[str, Any]) -> Table:
+    """Return the figures of an evaluation as a table, a line for each task and metric."""
     table = Table(box=None, header_style="bold")
     table.add_column("task", no_wrap=True)
     table.add_column("metric", no_wrap=True)
@@ -81,6 +82,7 @@ def lines_of(figures: Mapping[str, Any]) -> list[str]:
 
 
 def print_results(figures: Mapping[str, Any]) -> None:
+    """Print the figures of an evaluation."""
     Console(width=120, highlight=False).print(table_of(figures))
     note = cut_note(figures)
     if note is not None:

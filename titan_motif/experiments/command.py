@@ -97,6 +97,7 @@ class Options:
 
 
 def main(options: Options) -> None:
+    """Run the cells that are missing, as many as the time allows, and write the page after each."""
     begin = time.perf_counter()
     devices = choose_devices(options.device)
     if options.time_limit is not None and not options.time_limit > 0:

@@ -70,6 +70,7 @@ class Options:
 
 
 def main(options: Options) -> None:
+    """Grow a model, compare it with the small one, and write it."""
     if not 0 < options.shard_gigabytes < float("inf"):
         raise ValueError(f"--shard-gigabytes is {options.shard_gigabytes}; more than 0 is needed")
     if options.snr_db is not None and not -100 < options.snr_db < 300:

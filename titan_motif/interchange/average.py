@@ -41,6 +41,7 @@ class Options:
 
 
 def main(options: Options) -> None:
+    """Write the mean of the weights of several steps."""
     models = [open_model(path, options.config) for path in _paths(options)]
     tensors = models[0].tensors
     for model in models[1:]:

@@ -58,6 +58,7 @@ class Options:
 
 
 def main(options: Options) -> None:
+    """Write a step as a folder that transformers reads."""
     if not 0 < options.shard_gigabytes < float("inf"):
         raise ValueError(f"--shard-gigabytes is {options.shard_gigabytes}; more than 0 is needed")
     source = open_model(options.from_, options.config)

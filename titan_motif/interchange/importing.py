@@ -37,6 +37,7 @@ class Options:
 
 
 def main(options: Options) -> None:
+    """Write safetensors as a sealed step."""
     if options.from_.is_dir() and not is_safetensors(options.from_):
         raise ValueError(f"{options.from_}: no safetensors; nothing else is imported")
     source = open_model(options.from_, options.config)

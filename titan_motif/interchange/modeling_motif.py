@@ -205,6 +205,8 @@ class MotifDecoderLayer(nn.Module):
 
 
 class MotifPreTrainedModel(PreTrainedModel):
+    """What transformers has to know of every Motif model."""
+
     config_class = MotifConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = False

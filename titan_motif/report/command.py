@@ -29,6 +29,7 @@ class Options:
 
 
 def main(options: Options) -> None:
+    """Write a run's page."""
     run = read_run(options.run)
     output = options.output or options.run / REPORT
     if output.is_dir():

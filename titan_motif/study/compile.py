@@ -80,6 +80,7 @@ class Options:
 
 
 def main(options: Options) -> None:
+    """Measure the cells that are missing, and write tables and picture."""
     cells = cells_of({axis: getattr(options, axis) for axis in AXES}, options.cells)
     workload = _workload(options, cells)
     conditions = Conditions(

@@ -18,3 +18,12 @@ def test_a_cuda_build_without_a_gpu_is_a_cpu():
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True
     )
     assert process.stdout == "cpu 1\n"
+
+
+def test_a_configuration_is_read_without_a_word_on_devices():
+    """Whoever imports the loading of jobs need not know what has to come before torchtitan."""
+    script = "from titan_motif.config_loading import load_config; print(load_config([]).model.name)"
+    process = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert process.stdout == "motif2\n"

@@ -55,14 +55,17 @@ def _parts(problem: str) -> dict[str, str]:
 
 
 def question(problem: dict[str, str]) -> str:
+    """Return a problem as a text that goes on with its answer."""
     return f"Question: {problem['question']}"
 
 
 def question_in_a_chat(problem: dict[str, str]) -> str:
+    """Return a problem as a user's message."""
     return problem["question"]
 
 
 def worked_answer(problem: dict[str, str]) -> str:
+    """Return the steps and the answer."""
     return problem["worked"]
 
 

@@ -39,14 +39,17 @@ def held_out_sums() -> list[dict[str, int]]:
 
 
 def question(sum_: dict[str, int]) -> str:
+    """Return a sum as a text that goes on with its answer."""
     return f"Question: {asked(sum_['a'], sum_['b'])}\nAnswer:"
 
 
 def question_in_a_chat(sum_: dict[str, int]) -> str:
+    """Return a sum as a user's message."""
     return asked(sum_["a"], sum_["b"])
 
 
 def answer(sum_: dict[str, int]) -> str:
+    """Return the sum's answer."""
     return f"{sum_['a'] + sum_['b']}."
 
 
