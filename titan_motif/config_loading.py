@@ -10,7 +10,7 @@ one, but for those that it gives itself. A list is taken whole.
 import difflib
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from titan_motif.config import JobConfig
 from titan_motif.config_checks import check_values
 from titan_motif.config_keys import all_keys, value_of
 from titan_motif.config_resolving import DECIDED_BY_PHASES, resolve
+from titan_motif.toml_lines import key_lines
 
 
 class ConfigError(ValueError):
@@ -49,20 +50,21 @@ def load_config(
         raise ConfigError("command line: --job.config_file is given no value; a path is needed")
     config = JobConfig()
     origins: dict[str, str] = {}
+    place: Callable[[str], str] = lambda key: "defaults"  # noqa: E731
     if path is not None:
         for file, table in read_files(Path(path)):
+            place = _places(file)
             for key, value in _flatten(table):
-                section = key.rpartition(".")[0]
-                _assign(config, key, value, f"{file}: [{section}]" if section else f"{file}:")
-                origins[key] = str(file)
+                _assign(config, key, value, place)
+                origins[key] = place(key)
     for key, value in overrides.items():
-        _assign(config, key, value, "command line:", from_text=True)
+        _assign(config, key, value, lambda key: "command line", from_text=True)
         origins[key] = "command line"
     given = {key: value_of(config, key) for key in DECIDED_BY_PHASES if key in origins}
     resolve(config, world_size)
     has_paths = runs_here if has_paths is None else has_paths
     for key, message in check_values(config, world_size, runs_here, has_paths):
-        raise ConfigError(f"{_origin(key, origins) or path or 'defaults'}: {key} {message}")
+        raise ConfigError(f"{_origin(key, origins) or place(key)}: {key} {message}")
     for key, value in given.items():
         if config.curriculum.has_phases and value_of(config, key) != value:
             raise ConfigError(
@@ -73,10 +75,22 @@ def load_config(
 
 
 def _origin(key: str, origins: dict[str, str]) -> str | None:
-    """Return where a setting was given, or the table that it stands in."""
+    """Return where a setting was given, or one that it is part of."""
     while key and key not in origins:
         key = key.rpartition(".")[0]
     return origins.get(key)
+
+
+def _places(file: Path) -> Callable[[str], str]:
+    """Return what tells in which line of a file a key stands, or the table that it would be in."""
+    lines = key_lines(file.read_text(encoding="utf-8"))
+
+    def place(key: str) -> str:
+        while key and key not in lines:
+            key = key.rpartition(".")[0]
+        return f"{file}:{lines[key]}" if key else str(file)
+
+    return place
 
 
 def read_files(path: Path) -> list[tuple[Path, dict[str, Any]]]:
@@ -158,25 +172,32 @@ def _find(cls: type, key: str) -> Any:
     return _find(kind, rest) if is_dataclass(kind) else None
 
 
-def _assign(config: JobConfig, key: str, value: Any, origin: str, from_text: bool = False) -> None:
+def _assign(
+    config: JobConfig,
+    key: str,
+    value: Any,
+    place: Callable[[str], str],
+    from_text: bool = False,
+) -> None:
+    """Set what a key names; ConfigError with the key's place for what cannot be."""
     kind = _find(type(config), key)
     *sections, name = key.split(".")
-    written = f"--{key}" if from_text else name
+    written = f"{place(key)}: {'--' if from_text else ''}{key}"
     if is_dataclass(kind):
-        raise ConfigError(f"{origin} {written} is a section; name one of its settings")
+        raise ConfigError(f"{written} is a section; name one of its settings")
     if kind is None:
-        raise ConfigError(f"{origin} {written} is not a setting{_nearest(key)}")
+        raise ConfigError(f"{written} is not a setting{_nearest(key)}")
     if from_text and isinstance(value, bool) and not _fits(value, kind):
-        raise ConfigError(f"{origin} {written} is given no value; {_describe(kind)} is needed")
+        raise ConfigError(f"{written} is given no value; {_describe(kind)} is needed")
     if from_text and not _is_written_in_a_line(kind):
-        raise ConfigError(f"{origin} {written} is a table; it is given in a TOML file")
+        raise ConfigError(f"{written} is a table; it is given in a TOML file")
     if isinstance(value, str) and from_text:
         value = _from_text(value, kind)
     item = _item_of(kind)
     if item is not None and isinstance(value, list) and all(isinstance(v, dict) for v in value):
-        value = [_table(item, v, f"{origin} {name} {i}:") for i, v in enumerate(value, start=1)]
+        value = [_table(item, v, f"{key}.{i}", place) for i, v in enumerate(value, start=1)]
     if not _fits(value, kind):
-        raise ConfigError(f"{origin} {written} is {value!r}; {_describe(kind)} is needed")
+        raise ConfigError(f"{written} is {value!r}; {_describe(kind)} is needed")
     target: Any = config
     for section in sections:
         target = getattr(target, section)
@@ -194,16 +215,17 @@ def _is_written_in_a_line(kind: Any) -> bool:
     return _item_of(kind) is None and typing.get_origin(kind) is not dict
 
 
-def _table(item: Any, values: dict[str, Any], origin: str) -> Any:
-    """Return a table of a list of tables."""
+def _table(item: Any, values: dict[str, Any], key: str, place: Callable[[str], str]) -> Any:
+    """Return a table of a list of tables; `key` ends with its number in the list."""
     kinds = {f.name: f.type for f in fields(item)}
     for name, value in values.items():
         if name not in kinds:
             near = difflib.get_close_matches(name, kinds, n=1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(kinds)}"
-            raise ConfigError(f"{origin} {name} is not a setting; {hint}")
+            raise ConfigError(f"{place(f'{key}.{name}')}: {key}.{name} is not a setting; {hint}")
         if not _fits(value, kinds[name]):
-            raise ConfigError(f"{origin} {name} is {value!r}; {_describe(kinds[name])} is needed")
+            found = f"{place(f'{key}.{name}')}: {key}.{name} is {value!r}"
+            raise ConfigError(f"{found}; {_describe(kinds[name])} is needed")
     return item(**{n: float(v) if kinds[n] is float else v for n, v in values.items()})
 
 
