@@ -140,7 +140,8 @@ def _told_equality(rows: Sequence[Row]) -> list[str]:
     num = rows[0]["equality"]["float64"]["tokens"]
     return [
         "Equality: the small model and the grown one, before it is trained, on the same "
-        f"{num:,} held-out tokens; the largest difference of any two logits.",
+        f"{num:,} held-out tokens, as many of each group (which makes these losses other ones than "
+        "those of the curves); the largest difference of any two logits.",
         table(head, lines),
     ]
 
