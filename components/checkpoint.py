@@ -247,6 +247,19 @@ class CompleteStepCheckpointManager(CheckpointManager):
         if last_step:
             self._purge_stale_checkpoints()
 
+    def save_now(self, step: int) -> bool:
+        """Save a whole step, due or not; return, once it is sealed, whether there is one."""
+        if not self.enable or self.load_only:
+            return False
+        if step not in (self._saving_step, self.resumed_from):
+            interval, self.interval = self.interval, 1
+            try:
+                self.save(step)
+            finally:
+                self.interval = interval
+        self.wait()
+        return True
+
     def dcp_save(
         self,
         state_dict: dict[str, Any],

@@ -1,7 +1,7 @@
 """Validation loss on a fixed list of sequences, the same for any number of ranks."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +117,8 @@ class SplitValidator(BaseValidator):
         self.groups = validation_groups(job_config, groups, dp_rank, dp_world_size, documents)
         self.parallel_dims = parallel_dims
         self.metrics_processor, self.validation_context = metrics_processor, validation_context
+        self.before_batch: Callable[[], None] = lambda: None
+        """Called by all ranks alike; it may end the run."""
         self.last_step: int | None = None
         self.last_loss: float | None = None
         self.last_losses: dict[str, float] = {}
@@ -148,6 +150,7 @@ class SplitValidator(BaseValidator):
         totals = torch.zeros(len(self.groups), 2, dtype=torch.float64, device=device_type)
         for total, sequences in zip(totals, self.groups.values(), strict=True):
             for inputs, labels in sequences:
+                self.before_batch()
                 labels = labels.to(device_type)
                 inputs = {name: tensor.to(device_type) for name, tensor in inputs.items()}
                 with self.validation_context():

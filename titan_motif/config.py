@@ -326,6 +326,33 @@ class Validation(torchtitan_config.Validation):
 
 
 @dataclass
+class Watchdog:
+    """What ends a run that stands still: with the rank that the others wait for, and its stacks."""
+
+    enable: bool = True
+    """Watch over every rank."""
+    stall_seconds: float = -1.0
+    """
+    What reading a batch, or a step's passes and update, may take; -1 is half of
+    comm.train_timeout_seconds, after which a collective ends the run itself, and names nobody.
+    """
+    slow_seconds: float = -1.0
+    """
+    What loading, the first step (which compiles), a save with what is due after a step, and a batch
+    of validation may take; -1 is half of comm.init_timeout_seconds. An evaluation has
+    evaluation.timeout_seconds.
+    """
+
+    def limits(self, comm: Comm) -> tuple[float, float]:
+        """Return both, in seconds."""
+        stall, slow = self.stall_seconds, self.slow_seconds
+        return (
+            comm.train_timeout_seconds / 2 if stall == -1 else stall,
+            comm.init_timeout_seconds / 2 if slow == -1 else slow,
+        )
+
+
+@dataclass
 class Evaluation:
     """Benchmarks at intervals, as `titan-motif evaluate` runs them (docs/evaluation.md)."""
 
@@ -383,4 +410,5 @@ class JobConfig(torchtitan_config.JobConfig):
     comm: Comm = field(default_factory=Comm)
     validation: Validation = field(default_factory=Validation)
     evaluation: Evaluation = field(default_factory=Evaluation)
+    watchdog: Watchdog = field(default_factory=Watchdog)
     summary: Summary = field(default_factory=Summary)

@@ -124,6 +124,15 @@ def _ranges(config: JobConfig) -> Iterator[Finding]:
     for key in _ABOVE_ZERO:
         if not value_of(config, key) > 0:
             yield key, f"is {value_of(config, key)}; more than 0 is needed"
+    for name, other in (("stall_seconds", "train"), ("slow_seconds", "init")):
+        value = getattr(config.watchdog, name)
+        bound = getattr(config.comm, f"{other}_timeout_seconds")
+        if value != -1 and not 0 < value < bound:
+            yield (
+                f"watchdog.{name}",
+                f"is {value:g}; -1, or more than 0 and less than comm.{other}_timeout_seconds "
+                f"({bound}) is needed",
+            )
     if config.checkpoint.keep_latest_k == 1:
         yield "checkpoint.keep_latest_k", "is 1; 0 (keep all) or at least 2 is needed"
     average = config.moving_average

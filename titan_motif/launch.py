@@ -1,23 +1,45 @@
-"""torchrun without its own traceback: `python -m titan_motif.launch TORCHRUN_ARGUMENTS`.
+"""torchrun as a run wants it: `python -m titan_motif.launch TORCHRUN_ARGUMENTS`.
 
 Where a rank has failed, torchrun says which one and why, and then shows the stack of the launcher,
-which tells a reader nothing.
+which tells a reader nothing. It returns 1 whatever the ranks returned, and forwards SIGUSR1, which
+schedulers send before a job's time is over, only if it is told to.
 """
 
+import os
 import sys
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 from torch.distributed import run
+from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+EXIT_PREEMPTED = os.EX_TEMPFAIL
+MARK = "TITAN_MOTIF_PREEMPTION_MARK"
+"""Environment variable: the file by which ranks say that they have saved and left
+(titan_motif.run_control, which this module does not import: it need not wait for torchtitan)."""
+SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Start the ranks, wait for them, and return the exit code: 0, or 1 if one has failed."""
-    try:
-        run.run(run.parse_args(list(argv)))
-    except ChildFailedError as error:
-        print(error.format_msg(), file=sys.stderr)
-        return 1
+    """Start the ranks, wait for them, and return the exit code.
+
+    0; 1 if a rank has failed; 75 if the run was stopped by a signal and has saved; 128 + the signal
+    if it has not.
+    """
+    with tempfile.TemporaryDirectory(prefix="titan-motif-") as folder:
+        mark = Path(folder) / "preempted"
+        os.environ[MARK] = str(mark)
+        try:
+            run.run(run.parse_args(["--signals-to-handle", SIGNALS, *argv]))
+        except ChildFailedError as error:
+            if mark.exists():
+                return EXIT_PREEMPTED
+            print(error.format_msg(), file=sys.stderr)
+            return 1
+        except SignalException as error:
+            return EXIT_PREEMPTED if mark.exists() else 128 + error.sigval
     return 0
 
 

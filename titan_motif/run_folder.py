@@ -12,6 +12,8 @@ SUMMARY = "summary.json"
 LOSS_CURVE = "loss.png"
 EVALUATIONS = "evaluation"
 REPORT = "report.html"
+PREEMPTED = "preempted.json"
+STALLS = "stalls"
 
 
 def resolved_config_of(step: str | Path) -> Path | None:

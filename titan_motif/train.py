@@ -35,9 +35,11 @@ from titan_motif.components.curriculum.schedule import Step
 from titan_motif.components.float8 import precompute_scales
 from titan_motif.components.moving_average import feed_back, passes_multiple
 from titan_motif.components.muon import TooManySkippedSteps
+from titan_motif.components.stop_request import StopRequest
 from titan_motif.config import JobConfig
 from titan_motif.config_loading import ConfigError, load_config
 from titan_motif.evaluation.during_training import IntervalEvaluator
+from titan_motif.run_control import EXIT_PREEMPTED, Preempted, RunControl
 from titan_motif.run_log import start_logging
 from titan_motif.run_records import write_start_records
 from titan_motif.summary import summarize
@@ -46,9 +48,13 @@ from titan_motif.summary import summarize
 class MotifTrainer(torchtitan.train.Trainer):
     """torchtitan's Trainer with complete-step checkpoints, run records and a summary at the end."""
 
-    def __init__(self, job_config: JobConfig) -> None:
+    def __init__(self, job_config: JobConfig, stop: StopRequest | None = None) -> None:
         with _torchtitan_with_our_checkpoints():
             super().__init__(job_config)
+        self.control = RunControl(job_config, stop or StopRequest(), report)
+        self.was_preempted = False
+        if job_config.validation.enable:
+            self.validator.before_batch = self._before_validation_batch
         # FSDP holds the precision policy on any number of ranks, one included: no autocast.
         self.maybe_enable_amp = contextlib.nullcontext()
         self.is_first_rank = torch.distributed.get_rank() == 0
@@ -56,6 +62,12 @@ class MotifTrainer(torchtitan.train.Trainer):
         self.tokens_seen = 0
         """Tokens of all ranks since the beginning of the run."""
         self.seq_len = job_config.training.seq_len
+        self.done = 0, 0
+        """Steps that are done, and those that were read for them."""
+        self.num_micro_batches = 0
+        """Of the step under way, begun."""
+        self.has_fed_back = False
+        """Whether the step under way began from an average: it is then not given up."""
         self.step_tokens = 0
         """Tokens of all ranks in the step under way."""
         self.z_losses: list[Tensor] = []
@@ -77,6 +89,7 @@ class MotifTrainer(torchtitan.train.Trainer):
     def batch_generator(self, data_iterable):
         # The first thing that happens after the checkpoint, if any, was loaded.
         self.first_step = self.step + 1
+        self.done = self.step, self.dataloader.next_step
         self._take_up_new_weights()
         self.metrics_processor.start(self.step)
         if self.step >= self.job_config.training.steps:
@@ -87,7 +100,12 @@ class MotifTrainer(torchtitan.train.Trainer):
         return self._count_without_filling(super().batch_generator(data_iterable))
 
     def _count_without_filling(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        for inputs, labels in batches:
+        while True:
+            self.control.enter(f"step {self.step}: reading data")
+            batch = next(batches, None)
+            if batch is None:
+                return
+            inputs, labels = batch
             self.ntokens_seen -= int((labels == IGNORE_INDEX).sum())
             # Ranks have filling to different parts; what is told of the rate is one rank's.
             share = self.step_tokens / self.batch_degree / self.gradient_accumulation_steps
@@ -95,6 +113,7 @@ class MotifTrainer(torchtitan.train.Trainer):
             yield inputs, labels
 
     def train_step(self, data_iterator) -> None:
+        self.control.edge()
         self._evaluate(self.step - 1)
         self._feed_back_average()
         step = self._begin_data_step()
@@ -102,12 +121,21 @@ class MotifTrainer(torchtitan.train.Trainer):
         self.z_losses.clear()
         self.lr_schedulers.begin_step(step.tokens)
         self.optimizers.monitor.begin_step(self.step)
+        self.num_micro_batches = 0
         super().train_step(data_iterator)
         self.tokens_seen += step.tokens
         if self.step == self.first_step:
             self._shorten_timeouts()
+        self.done = self.step, self.dataloader.next_step
+        self.control.enter(f"after step {self.step}: what is due", is_slow=True)
 
     def forward_backward_step(self, *, input_dict, labels, global_valid_tokens) -> Tensor:
+        if self.num_micro_batches and not self.has_fed_back:
+            self.control.edge()
+        self.num_micro_batches += 1
+        self.control.enter(
+            f"step {self.step}: forward, backward, update", is_slow=self.step == self.first_step
+        )
         inputs, labels, extra_inputs, extra_kwargs = self.post_dataloading_process(
             input_dict, labels
         )
@@ -119,11 +147,17 @@ class MotifTrainer(torchtitan.train.Trainer):
         self.z_losses.append(loss.z_loss / global_valid_tokens)
         return loss.cross_entropy / global_valid_tokens
 
+    def _before_validation_batch(self) -> None:
+        self.control.enter(f"validation after step {self.step}", self.control.slow_seconds)
+        self.control.edge()
+
     def _evaluate(self, step: int) -> None:
         """Put the tasks of evaluation to what a step has left, once it is saved, if that is due."""
         if self.evaluator is None or not self.evaluator.is_due(step, step >= self.first_step):
             return
         self.optimizers.zero_grad()  # gradients make room for the whole model
+        seconds = self.job_config.evaluation.timeout_seconds
+        self.control.enter(f"evaluation after step {step}", seconds)
         self.evaluator.evaluate(self.model_parts[0], step)
 
     def _feed_back_average(self) -> None:
@@ -131,6 +165,7 @@ class MotifTrainer(torchtitan.train.Trainer):
 
         It follows from the tokens alone, so that a run that is resumed there does it too.
         """
+        self.has_fed_back = False
         average, read = self.job_config.moving_average, self.dataloader.next_step
         if not average.enable or read == 0:
             return
@@ -145,6 +180,7 @@ class MotifTrainer(torchtitan.train.Trainer):
         else:
             logger.info(f"moving average: the weights are the mean of steps {steps} from here on")
             self._take_up_new_weights()
+            self.has_fed_back = True
 
     def _take_up_new_weights(self) -> None:
         """Compute anew what was computed from weights that something but the optimizer replaced."""
@@ -204,10 +240,26 @@ class MotifTrainer(torchtitan.train.Trainer):
         self.ntokens_seen = whole + (self.dataloader.share.rank < rest)
 
     def train(self) -> None:
-        super().train()
-        self._evaluate(self.step)
+        try:
+            super().train()
+            self.control.enter("summary", is_slow=True)
+            self.control.edge()
+            self._evaluate(self.step)
+        except Preempted as order:
+            self._leave(order)
+            return
         if self.job_config.summary.enable:
             summarize(self, self.tokens_seen)
+
+    def _leave(self, order: Preempted) -> None:
+        """Save what is not saved yet; a step that was under way has not been."""
+        done, num_read = self.done
+        self.dataloader.take_back(num_read)
+        self.step = done
+        self.control.enter(f"{order.signal.name}: saving step {done}", is_slow=True)
+        saved = done > 0 and self.checkpointer.save_now(done)
+        self.control.leave_mark(done, order.signal, saved)
+        self.was_preempted = True
 
 
 @contextlib.contextmanager
@@ -217,14 +269,14 @@ def _torchtitan_with_our_checkpoints() -> Iterator[None]:
         yield
 
 
-def build_trainer(config: JobConfig) -> MotifTrainer:
+def build_trainer(config: JobConfig, stop: StopRequest | None = None) -> MotifTrainer:
     """Build the trainer; ConfigError if our own code refuses something by a ValueError.
 
     Such an error is a message to the user (a split without tokens, say). One from anywhere else is
     a crash, and keeps its traceback.
     """
     try:
-        return MotifTrainer(config)
+        return MotifTrainer(config, stop)
     except ValueError as error:
         *_, (frame, _) = traceback.walk_tb(error.__traceback__)
         if frame.f_globals["__name__"].startswith("titan_motif."):
@@ -232,7 +284,7 @@ def build_trainer(config: JobConfig) -> MotifTrainer:
         raise
 
 
-def report(error: Exception) -> None:
+def report(error: Exception | str) -> None:
     """Print an error as one line, once on each machine.
 
     torchrun ends its own text with what is in this file, by then the stack that torchtitan's
@@ -247,15 +299,20 @@ def report(error: Exception) -> None:
 
 @record  # torchrun then names the exception of a rank whose output is not shown
 def main(argv: Sequence[str]) -> int:
-    """Run a job and return the exit code: 0 done, 1 failed in the run, 2 a bad configuration."""
+    """Run a job and return the exit code: 0 done, 1 failed in the run, 2 a bad configuration.
+
+    75: stopped by a signal, saved, and to be started again.
+    """
     start_logging()
     if "LOCAL_RANK" not in os.environ:
         print("error: start it through ./run_train.sh or torchrun", file=sys.stderr)
         return 2
+    stop = StopRequest()
+    stop.install()
     trainer: MotifTrainer | None = None
     try:
         config = load_config(argv, int(os.environ["WORLD_SIZE"]))
-        trainer = build_trainer(config)
+        trainer = build_trainer(config, stop)
         if config.checkpoint.create_seed_checkpoint:
             trainer.checkpointer.save(curr_step=0, last_step=True)
         else:
@@ -272,8 +329,9 @@ def main(argv: Sequence[str]) -> int:
     finally:
         if trainer is not None:
             trainer.close()
+            trainer.control.close()
     torch.distributed.destroy_process_group()
-    return 0
+    return EXIT_PREEMPTED if trainer.was_preempted else 0
 
 
 if __name__ == "__main__":

@@ -142,6 +142,10 @@ class CurriculumLoader(BaseDataLoader):
         """Sequences that the steps before the next one took."""
         return int(self.plan.first_sequence[self.next_step])
 
+    def take_back(self, num_steps: int) -> None:
+        """Count so many steps as read: what was handed out after them was not used."""
+        self.next_step, self._micro_batch = num_steps, 0
+
     def failure(self, error: Exception) -> LoaderError:
         """Return what to tell of a worker's death or failure."""
         step = self.plan.step(min(self.next_step, self.plan.num_steps - 1))

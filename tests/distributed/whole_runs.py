@@ -5,6 +5,7 @@ import gc
 import json
 import logging
 import os
+import signal
 from pathlib import Path
 from unittest import mock
 
@@ -58,8 +59,27 @@ SMALL = [
 ]
 
 
-def run(argv: list[str], root: str, stop_after: int | None = None) -> list[str]:
-    """Run a job on this rank; return its log. `stop_after` leaves at a step, as if killed."""
+def command_line(corpus: Path, folder: Path) -> list[str]:
+    """Return the arguments of a tiny run in a folder."""
+    return [
+        *SMALL,
+        *("--training.dataset_path", str(corpus)),
+        *("--model.hf_assets_path", str(corpus / "tokenizer")),
+        *("--job.dump_folder", str(folder)),
+    ]
+
+
+def run(
+    argv: list[str],
+    root: str,
+    stop_after: int | None = None,
+    signal_at: tuple[int, int] | None = None,
+) -> list[str]:
+    """Run a job on this rank; return its log.
+
+    `stop_after` leaves at a step, as if killed; `signal_at` lets SIGTERM come to the last rank
+    alone, in a step and a micro-batch of it (from 1).
+    """
     import titan_motif.train
     from titan_motif.config_loading import load_config
 
@@ -81,13 +101,30 @@ def run(argv: list[str], root: str, stop_after: int | None = None) -> list[str]:
         if stop_after is not None:
             trainer.should_continue_training = lambda: trainer.step < stop_after
             config.summary.enable = False
+        if signal_at is not None:
+            _receive_at(trainer, *signal_at)
         trainer.train()
     finally:
         if trainer is not None:
             trainer.close()
+            trainer.control.close()
         logging.getLogger().removeHandler(handler)
         gc.enable()
     return records
+
+
+def _receive_at(trainer, step: int, micro_batch: int) -> None:
+    """Let the last rank find a signal received, in the middle of a micro-batch."""
+    forward_backward = trainer.forward_backward_step
+
+    def receiving(**batch):
+        loss = forward_backward(**batch)
+        is_last = torch.distributed.get_rank() == torch.distributed.get_world_size() - 1
+        if is_last and (trainer.step, trainer.num_micro_batches) == (step, micro_batch):
+            trainer.control.stop.received = signal.SIGTERM
+        return loss
+
+    trainer.forward_backward_step = receiving
 
 
 def run_main(argv: list[str], root: str, folder: str, crash: bool = False):

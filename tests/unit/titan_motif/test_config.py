@@ -176,6 +176,11 @@ BAD_FILES = {
         "training.dataset_path is '/nowhere'",
         "/nowhere/train/tokens.npy",
     ),
+    "patience": (
+        "[watchdog]\nstall_seconds = 700",
+        "watchdog.stall_seconds is 700",
+        "less than comm.train_timeout_seconds (600)",
+    ),
     "a start that is not loaded": (
         '[checkpoint]\ninitial_load_path = "/nowhere"',
         "initial_load_path is '/nowhere'",

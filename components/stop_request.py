@@ -1,0 +1,48 @@
+"""Whether a run should end at the next edge: any rank is asked by a signal, all agree on it."""
+
+import signal
+import time
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class StopRequest:
+    """Takes signals, and lets all ranks decide alike.
+
+    A signal comes to some ranks before others, or to one alone. So nobody acts on it: at every edge
+    where a run could end, all ranks exchange whether one came, in a number on the CPU.
+
+    `group` is to be a gloo group of all ranks, as soon as there is one; None for one rank.
+    """
+
+    def __init__(self) -> None:
+        self.group: dist.ProcessGroup | None = None
+        self.received: signal.Signals | None = None
+        """The first one that came to this rank."""
+        self.received_at: float | None = None
+        """Of the monotonic clock."""
+
+    def install(self) -> None:
+        """Take the signals from now on."""
+        for each in SIGNALS:
+            signal.signal(each, self._receive)
+
+    def agreed(self) -> signal.Signals | None:
+        """Return a signal that came to any rank, the same on all, None if none did.
+
+        Every rank has to call it as often as the others.
+        """
+        number = 0 if self.received is None else int(self.received)
+        if self.group is not None:
+            flag = torch.tensor([number])
+            dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.group)
+            number = int(flag)
+        return signal.Signals(number) if number else None
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.received is None:
+            self.received, self.received_at = signal.Signals(number), time.monotonic()

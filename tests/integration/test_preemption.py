@@ -1,0 +1,73 @@
+"""A run that is told to stop: all ranks save together where it is, and it goes on bit for bit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from whole_runs import ROOT, command_line, losses, run
+
+FEW = ["--training.steps", "8", "--checkpoint.interval", "100", "--validation.freq", "4"]
+
+
+@pytest.fixture(scope="module")
+def whole(rank_pool, small_corpus: Path, tmp_path_factory) -> dict[int, float]:
+    """Losses of the run that nobody stops."""
+    folder = tmp_path_factory.mktemp("whole")
+    rank_pool.run(run, 2, [*command_line(small_corpus, folder), *FEW], str(ROOT))
+    return losses(folder)
+
+
+@pytest.mark.parametrize(
+    ("mode", "at", "saved_step"),
+    [
+        pytest.param("disabled", (5, 1), 4, id="accumulation"),
+        pytest.param("disabled", (5, 3), 5, id="end of a step"),
+        pytest.param("disabled", (1, 1), 0, id="first step"),
+        pytest.param("disabled", (4, 3), 4, id="validation"),
+        pytest.param("async", (5, 1), 4, id="accumulation, saving beside"),
+        pytest.param("async", (8, 3), 8, id="last step"),
+    ],
+)
+def test_it_stops_at_the_next_edge_and_loses_nothing(
+    rank_pool, arguments, whole, tmp_path: Path, mode, at, saved_step
+):
+    arguments = [*arguments, *FEW, "--checkpoint.async_mode", mode]
+    rank_pool.run(run, 2, arguments, str(ROOT), None, at)
+    folder = tmp_path / "run"
+    told = json.loads((folder / "preempted.json").read_text())
+    assert (told["step"], told["signal"]) == (saved_step, "SIGTERM")
+    assert told["saved"] == (saved_step > 0)
+    names = [path.name for path in (folder / "checkpoint").glob("*")]
+    assert names == ([f"step-{saved_step}"] if saved_step else [])
+    (log, _) = rank_pool.run(run, 2, arguments, str(ROOT))
+    assert any(f"continuing from step {saved_step}" in line for line in log) == (saved_step > 0)
+    assert losses(folder) == whole
+    assert not (folder / "preempted.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+def test_the_launcher_returns_75(arguments, tmp_path: Path, name: str):
+    command = [sys.executable, "-m", "titan_motif.launch", "--nproc_per_node", "2"]
+    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", "-m"]
+    command += ["titan_motif.train", *arguments, "--training.steps", "4000"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment)
+    history = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 200
+    while not (history.exists() and len(history.read_text().splitlines()) > 3):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    process.send_signal(getattr(signal, name))
+    assert process.wait(60) == 75
+    told = json.loads((tmp_path / "run" / "preempted.json").read_text())
+    assert told["signal"] == name
+    assert told["seconds"] < 20
+    assert (tmp_path / "run" / "checkpoint" / f"step-{told['step']}" / "seal.json").is_file()
