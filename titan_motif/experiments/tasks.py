@@ -25,9 +25,10 @@ NUM_COLOURS, NUM_THINGS, NUM_FACTS = 6, 6, 32
 so that each shares its colour with about five others, and its thing with as many."""
 MODULUS = 100
 """Of all results."""
-MAX_STEP = 9
-"""What a step adds or takes away at most: the 25M parameters do not learn sums of any two numbers
-below 100 from 4 million of them."""
+MAX_STEP = 29
+"""What a step adds or takes away at most. The 25M parameters do not learn sums of any two numbers
+below 100 from 4 million of them; up to 29 they learnt the rule within as many (84% of single steps
+right, 67% of eight in a row), up to 9 they had not yet begun to (35% and none)."""
 
 RETRIEVAL_QUESTIONS = 24
 """Of a context that is learnt from, at most: most of what a model reads of a task is not to be
