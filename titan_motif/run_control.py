@@ -77,8 +77,8 @@ class RunControl:
         if received is not None:
             raise Preempted(received)
 
-    def leave_mark(self, step: int, received: signal.Signals, saved: bool) -> None:
-        """Say, after the save, that the run was stopped and can go on."""
+    def leave_mark(self, step: int, received: signal.Signals) -> None:
+        """Say, after the save (if a step was done), that the run was stopped and can go on."""
         seconds = None
         if self.stop.received_at is not None:
             seconds = round(time.monotonic() - self.stop.received_at, 2)
@@ -86,12 +86,11 @@ class RunControl:
             content = {
                 "step": step,
                 "signal": received.name,
-                "saved": saved,
                 "seconds": seconds,
                 "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             }
             replace_text(self.folder / PREEMPTED, json.dumps(content, indent=1) + "\n")
-            what = f"step {step} is saved" if saved else "nothing had to be saved"
+            what = f"step {step} is saved" if step else "no step was done yet"
             logger.info(f"{received.name}: {what}; started again, the run goes on there")
         if MARK in os.environ:
             Path(os.environ[MARK]).touch()

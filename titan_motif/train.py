@@ -66,6 +66,10 @@ class MotifTrainer(torchtitan.train.Trainer):
         """Steps that are done, and those that were read for them."""
         self.num_micro_batches = 0
         """Of the step under way, begun."""
+        self.shape: tuple[int, int] | None = None
+        """Tokens and rows of the micro-batches of the step under way."""
+        self.has_new_shape = True
+        """Whether it differs from the last step's: then blocks may compile."""
         self.has_fed_back = False
         """Whether the step under way began from an average: it is then not given up."""
         self.step_tokens = 0
@@ -134,7 +138,7 @@ class MotifTrainer(torchtitan.train.Trainer):
             self.control.edge()
         self.num_micro_batches += 1
         self.control.enter(
-            f"step {self.step}: forward, backward, update", is_slow=self.step == self.first_step
+            f"step {self.step}: forward, backward, update", is_slow=self.has_new_shape
         )
         inputs, labels, extra_inputs, extra_kwargs = self.post_dataloading_process(
             input_dict, labels
@@ -205,6 +209,8 @@ class MotifTrainer(torchtitan.train.Trainer):
             raise LoaderError(f"the data end after {loader.plan.num_steps} steps of reading")
         step = loader.plan.step(loader.next_step)
         self.gradient_accumulation_steps = loader.share.micro_batches(step)
+        shape = step.seq_len, loader.share.rows(step)
+        self.has_new_shape, self.shape = shape != self.shape, shape
         if step.seq_len != self.seq_len:
             self.seq_len = step.seq_len
             _, flops = self.model_args.get_nparams_and_flops(self.model_parts[0], step.seq_len)
@@ -245,11 +251,10 @@ class MotifTrainer(torchtitan.train.Trainer):
             self.control.enter("summary", is_slow=True)
             self.control.edge()
             self._evaluate(self.step)
+            if self.job_config.summary.enable:
+                summarize(self, self.tokens_seen)
         except Preempted as order:
             self._leave(order)
-            return
-        if self.job_config.summary.enable:
-            summarize(self, self.tokens_seen)
 
     def _leave(self, order: Preempted) -> None:
         """Save what is not saved yet; a step that was under way has not been."""
@@ -257,8 +262,12 @@ class MotifTrainer(torchtitan.train.Trainer):
         self.dataloader.take_back(num_read)
         self.step = done
         self.control.enter(f"{order.signal.name}: saving step {done}", is_slow=True)
-        saved = done > 0 and self.checkpointer.save_now(done)
-        self.control.leave_mark(done, order.signal, saved)
+        if done and not self.checkpointer.save_now(done):
+            raise CheckpointError(
+                f"{order.signal.name} came after step {done}, and nothing is saved: "
+                "checkpoint.enable is false, or load_only true"
+            )
+        self.control.leave_mark(done, order.signal)
         self.was_preempted = True
 
 

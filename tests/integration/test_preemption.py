@@ -41,13 +41,19 @@ def test_it_stops_at_the_next_edge_and_loses_nothing(
     folder = tmp_path / "run"
     told = json.loads((folder / "preempted.json").read_text())
     assert (told["step"], told["signal"]) == (saved_step, "SIGTERM")
-    assert told["saved"] == (saved_step > 0)
     names = [path.name for path in (folder / "checkpoint").glob("*")]
     assert names == ([f"step-{saved_step}"] if saved_step else [])
     (log, _) = rank_pool.run(run, 2, arguments, str(ROOT))
     assert any(f"continuing from step {saved_step}" in line for line in log) == (saved_step > 0)
     assert losses(folder) == whole
     assert not (folder / "preempted.json").exists()
+
+
+def test_without_checkpoints_it_says_that_nothing_is_saved(rank_pool, arguments, tmp_path: Path):
+    arguments = [*arguments, *FEW, "--checkpoint.enable=false"]
+    with pytest.raises(AssertionError, match="SIGTERM came after step 2, and nothing is saved"):
+        rank_pool.run(run, 2, arguments, str(ROOT), None, (3, 1))
+    assert not (tmp_path / "run" / "preempted.json").exists()
 
 
 @pytest.mark.slow
