@@ -33,6 +33,7 @@ from titan_motif.components.saved_steps import (
 )
 from titan_motif.components.seal import break_seal, content_problem, is_sealed, seal_folder
 from titan_motif.components.sealing_writer import SealingWriter
+from titan_motif.components.stop_request import kept_from_new_processes
 
 _DELETING = ".deleting-"
 _MISSING_OPTIMIZER_STATE = re.compile(r"Missing key in checkpoint state_dict: optimizer\.")
@@ -290,13 +291,14 @@ class CompleteStepCheckpointManager(CheckpointManager):
             future.add_done_callback(lambda _: stager.close())
             return future
         if async_mode == AsyncMode.ASYNC_WITH_PINNED_MEM:
-            return dcp.async_save(
-                state_dict,
-                storage_writer=writer,
-                process_group=self.pg,
-                async_checkpointer_type=AsyncCheckpointerType.PROCESS,
-                async_stager=self.stager,
-            )
+            with kept_from_new_processes():  # the first save starts the process that writes
+                return dcp.async_save(
+                    state_dict,
+                    storage_writer=writer,
+                    process_group=self.pg,
+                    async_checkpointer_type=AsyncCheckpointerType.PROCESS,
+                    async_stager=self.stager,
+                )
         dcp.save(state_dict, storage_writer=writer)
         if enable_garbage_collection:
             GarbageCollection.collect("after a checkpoint")

@@ -19,6 +19,7 @@ def feed_back(
 ) -> list[int] | None:
     """Set a model's parameters to their mean over the newest saved steps up to `step`.
 
+    Of steps that were due alone: where a run was stopped and saved is no matter of the average.
     Every rank reads what it holds, one saved step at a time.
 
     Returns: the steps, newest first; None, and nothing is changed, while there are fewer whole ones
@@ -27,6 +28,8 @@ def feed_back(
     saved = []
     for one in manager.saved_steps():
         if one.problem or one.is_model_only or one.step > step or len(saved) == num_steps:
+            continue
+        if one.step % manager.interval:
             continue
         problem = manager.content_problem(one.path)
         if problem:

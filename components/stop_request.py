@@ -1,13 +1,34 @@
 """Whether a run should end at the next edge: any rank is asked by a signal, all agree on it."""
 
+import contextlib
 import signal
 import time
+from collections.abc import Iterator
 from types import FrameType
 
 import torch
 import torch.distributed as dist
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+def leave_to_the_rank(worker: int = 0) -> None:
+    """Let a process that a rank has started ignore the signals: the rank ends it, when it is done.
+
+    They come to a rank's whole process group, and a worker that dies of one ends the run.
+    """
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def kept_from_new_processes() -> Iterator[None]:
+    """Keep the signals from processes that are started meanwhile, for good."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class StopRequest:

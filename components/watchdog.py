@@ -12,7 +12,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 from torch.distributed import Store
 
 EXIT_CODE = 1
+LEFT = "left"
+"""Phase of a rank that is done."""
 GRACE_SECONDS = 25.0
 """After which a process whose threads cannot run any more (one holds the interpreter) is ended."""
 
@@ -77,20 +79,23 @@ class Watchdog:
     def start(self) -> None:
         """Begin to watch."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._file = (self.folder / f"rank_{self.rank}.txt").open("w")
+        self._file = (self.folder / f"rank_{self.rank}.txt").open("a")
         self.enter(self._phase.beat.phase, self._phase.limit)
         self._thread.start()
 
     def stop(self) -> None:
-        """Watch no more; a file of stacks that nothing was written to goes."""
+        """Watch no more; a file without stacks goes."""
         if self._stopped.is_set() or self._file is None:
             return
         self._stopped.set()
         self._thread.join()
         faulthandler.cancel_dump_traceback_later()
+        self._publish(Beat(self._phase.beat.count, LEFT, _now()), tick=0)
         self._file.close()
         with contextlib.suppress(OSError):
-            (self.folder / f"rank_{self.rank}.txt").unlink()
+            file = self.folder / f"rank_{self.rank}.txt"
+            if not file.stat().st_size:
+                file.unlink()
             self.folder.rmdir()
 
     def enter(self, phase: str, seconds: float | None = None) -> None:
@@ -104,14 +109,6 @@ class Watchdog:
         if self._file is not None and not self._stopped.is_set():
             faulthandler.dump_traceback_later(limit + GRACE_SECONDS, exit=True, file=self._file)
 
-    @contextlib.contextmanager
-    def during(self, phase: str, seconds: float | None = None) -> Iterator[None]:
-        """Be in a phase, and then in the one before it anew."""
-        before = self._phase
-        self.enter(phase, seconds)
-        yield
-        self.enter(before.beat.phase, before.limit)
-
     # ---- the watching thread
 
     def _watch(self) -> None:
@@ -120,9 +117,8 @@ class Watchdog:
             tick += 1
             phase = self._phase
             self._publish(phase.beat, tick)
-            if time.monotonic() - phase.begin > phase.limit and phase is self._phase:
+            if time.monotonic() - phase.begin > phase.limit:
                 self._end_process(phase, tick)
-                return
 
     def _publish(self, beat: Beat, tick: int) -> None:
         if self.store is None:
@@ -134,9 +130,12 @@ class Watchdog:
             self.store = None
 
     def _end_process(self, phase: _Phase, tick: int) -> None:
+        """End it, unless it goes on while the others are looked at."""
+        sentence = self._sentence(phase, tick)
+        if phase is not self._phase or self._stopped.is_set():
+            return
         faulthandler.dump_traceback(self._file, all_threads=True)
         self._file.flush()
-        sentence = self._sentence(phase, tick)
         self.tell(f"{sentence}; stacks of its threads: {self._file.name}")
         self.end(EXIT_CODE)
 
@@ -175,7 +174,9 @@ class Watchdog:
             if rank != self.rank
             and (rank not in then or (rank in first and then[rank].tick == first[rank].tick))
         ]
-        return first | {self.rank: own}, frozen
+        left = {rank for rank, beat in then.items() if beat.phase == LEFT}
+        beats = {rank: beat for rank, beat in first.items() if rank not in left}
+        return beats | {self.rank: own}, [rank for rank in frozen if rank not in left]
 
     def _read_all(self) -> dict[int, Beat]:
         found = {}

@@ -25,8 +25,8 @@ def replace_text(path: Path, text: str, *, is_synced: bool = False) -> None:
 
 @contextlib.contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Keep a folder from other processes of this machine that ask likewise: they wait."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    """Keep a folder from other processes that ask likewise: they wait. Leaves an empty `.lock`."""
+    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)  # over NFS, to be written to
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield

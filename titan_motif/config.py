@@ -338,9 +338,9 @@ class Watchdog:
     """
     slow_seconds: float = -1.0
     """
-    What loading, the first step (which compiles), a save with what is due after a step, and a batch
-    of validation may take; -1 is half of comm.init_timeout_seconds. An evaluation has
-    evaluation.timeout_seconds.
+    What loading, a step of a new length or batch (which compiles), a save with what is due after a
+    step, waiting for it, and a batch of validation may take; -1 is half of
+    comm.init_timeout_seconds. An evaluation has evaluation.timeout_seconds.
     """
 
     def limits(self, comm: Comm) -> tuple[float, float]:

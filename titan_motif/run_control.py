@@ -10,6 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import torch.distributed as dist
@@ -49,10 +50,9 @@ class RunControl:
         stall_seconds, self.slow_seconds = config.watchdog.limits(config.comm)
         world_size, rank = dist.get_world_size(), dist.get_rank()
         if world_size > 1:
-            stop.group = dist.new_group(backend="gloo")
+            patience = timedelta(seconds=config.comm.init_timeout_seconds)
+            stop.group = dist.new_group(backend="gloo", timeout=patience)
         self.is_first_rank = rank == 0
-        if self.is_first_rank:
-            (self.folder / PREEMPTED).unlink(missing_ok=True)
         self.watchdog: Watchdog | None = None
         if config.watchdog.enable:
             self.watchdog = Watchdog(
@@ -71,8 +71,14 @@ class RunControl:
         if self.watchdog is not None:
             self.watchdog.enter(phase, self.slow_seconds if is_slow else seconds)
 
+    def begin(self) -> None:
+        """Forget that the run was stopped before: what was saved is loaded."""
+        if self.is_first_rank:
+            (self.folder / PREEMPTED).unlink(missing_ok=True)
+
     def edge(self) -> None:
         """Raise Preempted on all ranks, if a signal came to any; all have to call it alike."""
+        self.enter("waiting for the others", is_slow=True)
         received = self.stop.agreed()
         if received is not None:
             raise Preempted(received)

@@ -94,6 +94,7 @@ class MotifTrainer(torchtitan.train.Trainer):
         # The first thing that happens after the checkpoint, if any, was loaded.
         self.first_step = self.step + 1
         self.done = self.step, self.dataloader.next_step
+        self.control.begin()
         self._take_up_new_weights()
         self.metrics_processor.start(self.step)
         if self.step >= self.job_config.training.steps:
@@ -109,6 +110,7 @@ class MotifTrainer(torchtitan.train.Trainer):
             batch = next(batches, None)
             if batch is None:
                 return
+            self.control.enter(f"step {self.step}: has its data")
             inputs, labels = batch
             self.ntokens_seen -= int((labels == IGNORE_INDEX).sum())
             # Ranks have filling to different parts; what is told of the rate is one rank's.
@@ -116,8 +118,15 @@ class MotifTrainer(torchtitan.train.Trainer):
             self.metrics_processor.ntokens_since_last_log += share - labels.numel()
             yield inputs, labels
 
-    def train_step(self, data_iterator) -> None:
+    def _edge(self) -> None:
+        """End the run here, if it is to; not once its last step is saved as the model alone."""
+        config = self.job_config
+        if config.checkpoint.last_save_model_only and self.done[0] >= config.training.steps:
+            return
         self.control.edge()
+
+    def train_step(self, data_iterator) -> None:
+        self._edge()
         self._evaluate(self.step - 1)
         self._feed_back_average()
         step = self._begin_data_step()
@@ -135,7 +144,7 @@ class MotifTrainer(torchtitan.train.Trainer):
 
     def forward_backward_step(self, *, input_dict, labels, global_valid_tokens) -> Tensor:
         if self.num_micro_batches and not self.has_fed_back:
-            self.control.edge()
+            self._edge()
         self.num_micro_batches += 1
         self.control.enter(
             f"step {self.step}: forward, backward, update", is_slow=self.has_new_shape
@@ -152,8 +161,8 @@ class MotifTrainer(torchtitan.train.Trainer):
         return loss.cross_entropy / global_valid_tokens
 
     def _before_validation_batch(self) -> None:
-        self.control.enter(f"validation after step {self.step}", self.control.slow_seconds)
-        self.control.edge()
+        self.control.enter(f"validation after step {self.step}", is_slow=True)
+        self._edge()
 
     def _evaluate(self, step: int) -> None:
         """Put the tasks of evaluation to what a step has left, once it is saved, if that is due."""
@@ -248,10 +257,10 @@ class MotifTrainer(torchtitan.train.Trainer):
     def train(self) -> None:
         try:
             super().train()
-            self.control.enter("summary", is_slow=True)
-            self.control.edge()
+            self._edge()
             self._evaluate(self.step)
             if self.job_config.summary.enable:
+                self.control.enter("summary", is_slow=True)
                 summarize(self, self.tokens_seen)
         except Preempted as order:
             self._leave(order)

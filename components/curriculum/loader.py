@@ -19,6 +19,7 @@ from titan_motif.components.curriculum.micro_batches import MicroBatches, Sequen
 from titan_motif.components.curriculum.order import GlobalOrder
 from titan_motif.components.curriculum.schedule import RunPlan
 from titan_motif.components.curriculum.sources import TokenStream
+from titan_motif.components.stop_request import leave_to_the_rank
 from titan_motif.kernels import documents_of
 
 Batch = tuple[dict[str, Tensor], Tensor]
@@ -118,6 +119,7 @@ class CurriculumLoader(BaseDataLoader):
                 batch_size=None,
                 sampler=range(len(batches)),
                 collate_fn=_as_it_is,
+                worker_init_fn=leave_to_the_rank,
                 snapshot_every_n_steps=max(len(batches), 1),  # its own state is never asked for
                 **self.workers,
             )

@@ -11,6 +11,11 @@ from pathlib import Path
 import pytest
 from whole_runs import ROOT, command_line, losses, run
 
+import titan_motif.device  # noqa: F401
+
+# isort: split
+from titan_motif import launch, run_control
+
 FEW = ["--training.steps", "8", "--checkpoint.interval", "100", "--validation.freq", "4"]
 
 
@@ -49,6 +54,18 @@ def test_it_stops_at_the_next_edge_and_loses_nothing(
     assert not (folder / "preempted.json").exists()
 
 
+def test_a_finished_run_of_the_model_alone_is_not_stopped(rank_pool, arguments, tmp_path: Path):
+    """Its last step cannot be continued from: it comes to its end."""
+    arguments = [*arguments, *FEW, "--checkpoint.last_save_model_only"]
+    rank_pool.run(run, 2, arguments, str(ROOT), None, (8, 3))
+    assert (tmp_path / "run" / "summary.json").is_file()
+    assert not (tmp_path / "run" / "preempted.json").exists()
+
+
+def test_the_launcher_looks_for_the_mark_of_the_ranks():
+    assert (launch.MARK, launch.EXIT_PREEMPTED) == (run_control.MARK, run_control.EXIT_PREEMPTED)
+
+
 def test_without_checkpoints_it_says_that_nothing_is_saved(rank_pool, arguments, tmp_path: Path):
     arguments = [*arguments, *FEW, "--checkpoint.enable=false"]
     with pytest.raises(AssertionError, match="SIGTERM came after step 2, and nothing is saved"):
@@ -58,11 +75,18 @@ def test_without_checkpoints_it_says_that_nothing_is_saved(rank_pool, arguments,
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
-def test_the_launcher_returns_75(arguments, tmp_path: Path, name: str):
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("SIGTERM", ["--training.dataloader.num_workers=2"]),
+        ("SIGINT", ["--checkpoint.async_mode=async"]),
+        ("SIGUSR1", []),
+    ],
+)
+def test_the_launcher_returns_75(arguments, tmp_path: Path, name: str, settings: list[str]):
     command = [sys.executable, "-m", "titan_motif.launch", "--nproc_per_node", "2"]
     command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", "-m"]
-    command += ["titan_motif.train", *arguments, "--training.steps", "4000"]
+    command += ["titan_motif.train", *arguments, "--training.steps", "4000", *settings]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"}
     process = subprocess.Popen(command, cwd=ROOT, env=environment)
     history = tmp_path / "run" / "metrics.jsonl"

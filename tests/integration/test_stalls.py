@@ -59,6 +59,7 @@ def test_a_rank_that_stands_still_is_named(arguments, tmp_path: Path, fault: str
     command = [sys.executable, "-m", "titan_motif.launch", "--nproc_per_node", "2"]
     command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
     command += [str(script), str(tmp_path), fault, *arguments, "--validation.enable=false"]
+    command += ["--training.local_batch_size=3"]  # one micro-batch a step: nobody is ahead by one
     command += [f"--watchdog.stall_seconds={STALL_SECONDS}", "--watchdog.slow_seconds=30"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"}
     process = subprocess.Popen(

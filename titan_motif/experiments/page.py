@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from titan_motif.components.whole_files import replace_text
+from titan_motif.components.whole_files import alone_in, replace_text
 from titan_motif.config import JobConfig
 from titan_motif.experiments.cells import Cell
 from titan_motif.experiments.measures import (
@@ -81,10 +81,17 @@ def write_page(
     Args:
         planned: cells that are to be finished; those that are not are named
     """
-    rows = rows_by_arm(results.rows, page.arms)
     folder = output / page.name
     folder.mkdir(parents=True, exist_ok=True)
-    shown = []
+    with alone_in(folder):
+        return _write(page, results, planned, output, is_quick=is_quick)
+
+
+def _write(
+    page: Page, results: Results, planned: Sequence[Cell], output: Path, *, is_quick: bool
+) -> Path:
+    rows = rows_by_arm(results.rows, page.arms)
+    folder, shown = output / page.name, []
     for picture in page.pictures:
         file = folder / f"{picture.name}.png"
         file.unlink(missing_ok=True)

@@ -55,8 +55,8 @@ def test_a_phase_that_takes_too_long_is_told_with_its_stack(tmp_path):
 def test_a_slow_phase_has_its_own_limit_and_nothing_is_left(tmp_path):
     one = Rank(tmp_path / "stalls")
     one.watchdog.start()
-    with one.watchdog.during("saving step 3", seconds=TIMEOUT):
-        time.sleep(0.8)
+    one.watchdog.enter("saving step 3", seconds=TIMEOUT)
+    time.sleep(0.8)
     one.watchdog.stop()
     assert not one.said
     assert not (tmp_path / "stalls").exists()
@@ -91,6 +91,38 @@ def test_a_rank_that_tells_nothing_any_more_is_named(tmp_path, store):
         "step 9: the optimizer's step; stacks"
     )
     rank.watchdog.stop()
+
+
+def test_a_rank_that_is_done_is_not_missed(tmp_path, store):
+    rank, done = Rank(tmp_path, 0, store, 2), Rank(tmp_path, 1, store, 2)
+    done.watchdog.start()
+    done.watchdog.stop()
+    rank.watchdog.start()
+    rank.watchdog.enter("summary")
+    assert rank.ended.wait(TIMEOUT)
+    (told,) = rank.said
+    assert told.startswith("rank 0 made no progress for 0.4 s, since ")
+    rank.watchdog.stop()
+
+
+def test_a_rank_that_goes_on_meanwhile_is_left_alone(tmp_path, store):
+    """It was slow, and enters another phase while the others are asked."""
+    rank = Rank(tmp_path, 0, store, 1)
+    rank.watchdog.start()
+    rank.watchdog.enter("saving step 3")
+    time.sleep(0.5)  # the limit is over, and looking around takes 0.25 s
+    rank.watchdog.enter("step 4: reading data", seconds=TIMEOUT)
+    time.sleep(0.6)
+    rank.watchdog.stop()
+    assert not rank.said
+
+
+def test_stacks_of_an_earlier_start_stay(tmp_path):
+    (tmp_path / "rank_0.txt").write_text("stacks\n")
+    one = Rank(tmp_path)
+    one.watchdog.start()
+    one.watchdog.stop()
+    assert (tmp_path / "rank_0.txt").read_text() == "stacks\n"
 
 
 def test_a_process_whose_interpreter_is_held_is_ended_all_the_same(tmp_path):

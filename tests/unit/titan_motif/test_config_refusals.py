@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 # A setting that is not here has to be refused. Adding one says: it was looked up where it acts.
 SERVED = {
+    "watchdog": "enable stall_seconds slow_seconds",
     "job": "config_file dump_folder description print_config save_config_file",
     "profiling": "enable_profiling save_traces_folder profile_freq profiler_active profiler_warmup "
     "enable_memory_snapshot save_memory_snapshot_folder",
