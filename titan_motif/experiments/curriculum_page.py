@@ -2,7 +2,6 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from titan_motif.components.curriculum.schedule import Phase
@@ -10,8 +9,7 @@ from titan_motif.corpus.prepare import GROUPS
 from titan_motif.experiments.builtin_corpus import told_corpus
 from titan_motif.experiments.job import CellJob
 from titan_motif.experiments.measures import Measure, group_losses
-from titan_motif.experiments.page import Page, Picture, table, told_optimizer
-from titan_motif.experiments.pictures import draw_validation
+from titan_motif.experiments.page import Page, picture_of_losses, table, told_optimizer
 from titan_motif.study.runner import Row
 
 QUESTION = """\
@@ -61,14 +59,7 @@ def curriculum_page(
             ("code_over_math", "math_over_code"),
         ),
         measures=(mean, *group_losses(GROUPS)),
-        pictures=(
-            Picture(
-                "losses",
-                "Validation loss of each group over tokens, by arm: the mean, with the range over "
-                "seeds as a band.",
-                partial(draw_validation, groups=GROUPS),
-            ),
-        ),
+        pictures=(picture_of_losses(GROUPS),),
         command=command,
     )
 

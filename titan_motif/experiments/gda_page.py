@@ -6,8 +6,8 @@ from typing import Any
 
 from titan_motif.config import JobConfig
 from titan_motif.experiments.measures import Measure, group_losses
-from titan_motif.experiments.page import Page, Picture, table, told_optimizer
-from titan_motif.experiments.pictures import draw_accuracy, draw_layers, draw_validation
+from titan_motif.experiments.page import Page, Picture, picture_of_losses, table, told_optimizer
+from titan_motif.experiments.pictures import draw_accuracy, draw_layers
 from titan_motif.experiments.tasks import TASKS
 from titan_motif.study.runner import Row
 
@@ -76,12 +76,7 @@ def gda_page(
         compared=(("standard", "ratio4"),),
         measures=(*group_losses(GROUPS), *shares),
         pictures=(
-            Picture(
-                "losses",
-                "Validation loss of each group over tokens, by arm: the mean, with the range over "
-                "seeds as a band.",
-                partial(draw_validation, groups=GROUPS),
-            ),
+            picture_of_losses(GROUPS),
             Picture(
                 "accuracy",
                 "Right answers by difficulty and arm; bars are the standard deviation over seeds, "

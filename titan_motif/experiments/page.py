@@ -5,6 +5,7 @@ An experiment says what is its own in a `Page`; the frame is the same for all.
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from titan_motif.experiments.measures import (
     rows_by_arm,
     summarize,
 )
+from titan_motif.experiments.pictures import draw_validation
 from titan_motif.study.results import Results
 from titan_motif.study.runner import Row
 from titan_motif.study.tables import told_versions
@@ -47,6 +49,16 @@ class Picture(NamedTuple):
     """What it shows, in a sentence."""
     draw: Callable[[RowsByArm, Path], bool]
     """Writes the file; returns whether there was anything to draw."""
+
+
+def picture_of_losses(groups: Sequence[str]) -> Picture:
+    """Return the picture of every group's validation loss over tokens."""
+    return Picture(
+        "losses",
+        "Validation loss of each group over tokens, by arm: the mean, with the range over seeds as "
+        "a band.",
+        partial(draw_validation, groups=groups),
+    )
 
 
 class Page(NamedTuple):
