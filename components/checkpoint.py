@@ -9,7 +9,7 @@ runs; and loads whatever bytes lie there. This one seals each step when all of i
 
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,10 @@ class CompleteStepCheckpointManager(CheckpointManager):
     `resumed_from` is the step that a run continues from, None for a run from its first step.
     """
 
+    before_save: Callable[[int], None] = staticmethod(lambda step: None)
+    """Is called with a step that is about to be saved; what it raises leaves the save out."""
+    optional_states: frozenset[str] = frozenset()
+    """Names of states that a checkpoint may lack: they then begin anew."""
     resumed_from: int | None = None
     _saving_step: int | None = None
 
@@ -180,6 +184,9 @@ class CompleteStepCheckpointManager(CheckpointManager):
         failure = None
         try:
             states = self._states_to_load(model_only)
+            if missing := self._missing_states(path, states.keys() & self.optional_states):
+                logger.info(f"checkpoint: {path} has no {', '.join(sorted(missing))}: begun anew")
+                states = {name: state for name, state in states.items() if name not in missing}
             self.dcp_load(states, path, from_hf=from_hf, from_quantized=from_quantized)
         except _ANY_FAILURE as error:
             failure = error if isinstance(error, DifferentDataError) else _one_line(error)
@@ -194,6 +201,14 @@ class CompleteStepCheckpointManager(CheckpointManager):
                     f"another job.dump_folder"
                 )
         return f"failed to load ({failures[0]})" if failures else None
+
+    @staticmethod
+    def _missing_states(path: str, wanted: Set[str]) -> set[str]:
+        """Return which of some states a step of DCP's format does not hold."""
+        if not wanted:
+            return set()
+        entries = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+        return {name for name in wanted if not any(e.startswith(f"{name}.") for e in entries)}
 
     def _load_initial(self) -> bool:
         path = self.initial_load_path
@@ -233,6 +248,7 @@ class CompleteStepCheckpointManager(CheckpointManager):
         if not self._should_save(curr_step, last_step):
             return
         self._async_wait()
+        self.before_save(curr_step)
         self._saving_step = curr_step
         path = self._create_checkpoint_id(curr_step)
         # An old directory of this step would lend its files to a save that does not finish.

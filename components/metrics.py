@@ -49,7 +49,6 @@ class RunMetrics(MetricsProcessor):
         self.history_path = Path(job_config.job.dump_folder) / HISTORY_FILE
         self.is_writer = torch.distributed.get_rank() == 0
         self.last_logged_step: int | None = None
-        self.num_skipped_steps = 0
         self.start_record: dict[str, Any] = {}
         """What is told of a start beside its step and time."""
         self.data_report: Callable[[int, int], dict[str, float]] | None = None
@@ -105,10 +104,9 @@ class RunMetrics(MetricsProcessor):
             extra |= self.loss_report()
         if self.data_report is not None and self.is_writer:
             extra |= self.data_report(self.last_logged_step or 0, step)
-        skipped = sum(getattr(o, "num_skipped_steps", 0) for o in self.optimizers or ())
-        if skipped > self.num_skipped_steps:
-            logger.warning(f"{skipped} steps were skipped: gradients were not finite")
-            self.num_skipped_steps = skipped
+        gate = getattr(self.optimizers, "gate", None)
+        if gate is not None:
+            gate.settle()
         metrics = {
             "loss_metrics/global_avg_loss": global_avg_loss,
             "loss_metrics/global_max_loss": global_max_loss,
@@ -119,7 +117,7 @@ class RunMetrics(MetricsProcessor):
             "time_metrics/data_loading(s)": sum(self.data_loading_times) / num_steps,
             "time_metrics/data_loading(%)": 100 * sum(self.data_loading_times) / seconds,
             "memory/max_reserved(GiB)": memory.max_reserved_gib,
-            "optimizer/skipped_steps": skipped,
+            "optimizer/skipped_steps": 0 if gate is None else gate.num_skipped,
             **extra,
         }
         mfu = ""

@@ -5,31 +5,31 @@ in one collective a step, and read by the host only where a line is logged.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.optim import Optimizer
 from torchtitan.tools.logging import logger
 
 from titan_motif import config as job
 from titan_motif.components.metrics import RunMetrics
 from titan_motif.components.muon import QKClip
+from titan_motif.components.step_gate import StepGate
 from titan_motif.kernels import key_heads
 from titan_motif.model import Motif2Model
 from titan_motif.model.initialization import plain_name
 
 
 class AttentionMonitor:
-    """Of one model; a hook after the step of its optimizers.
+    """Of one model; a hook after the step of its optimizers, whose gate decides about the step.
 
     The trainer says at the beginning of each step which one it is; without one that does, steps
     are counted from the start of the process.
     """
 
-    def __init__(self, model: Motif2Model, config: job.Optimizer) -> None:
-        self.record = model.attention_record
+    def __init__(self, model: Motif2Model, config: job.Optimizer, gate: StepGate) -> None:
+        self.record, self.gate = model.attention_record, gate
         self.grouped_ratio = model.model_args.grouped_ratio
         self.interval = config.qk_clip_interval
         self.clip = qk_clip(model, config) if config.qk_clip else None
@@ -57,8 +57,14 @@ class AttentionMonitor:
     def _clips_at(self, step: int) -> bool:
         return self.clip is not None and step % self.interval == 0
 
+    def before_step(self, *unused) -> None:
+        """Let the gate see this rank's largest logits; -inf is where nothing was seen."""
+        if self.record.is_recording:
+            logits = self.record.maxima[:, :-2]
+            self.gate.watch("attention's logits", logits.masked_fill(logits == -math.inf, 0.0))
+
     @torch.no_grad()
-    def __call__(self, optimizers: Iterable[Optimizer] = (), *unused) -> None:
+    def __call__(self, *unused) -> None:
         """Reduce, clip, remember; every rank has to call it."""
         if self.record.is_recording:
             maxima = self.record.maxima
@@ -66,10 +72,10 @@ class AttentionMonitor:
                 dist.all_reduce(maxima, dist.ReduceOp.MAX)
             if self._clips_at(self.step):
                 logits = maxima[:, :-2]
-                for optimizer in optimizers:
-                    skipped = getattr(optimizer, "skipped", None)
-                    if skipped is not None:  # a step that changed nothing is to change nothing
-                        logits = logits.masked_fill(skipped.bool(), -math.inf)
+                if (
+                    self.gate.refused is not None
+                ):  # a step that changed nothing is to change nothing
+                    logits = logits.masked_fill(self.gate.refused.bool(), -math.inf)
                 self._num_clipped = self._num_clipped + self.clip(logits)
             before = self._since_log
             self._since_log = maxima.clone() if before is None else before.maximum(maxima)

@@ -152,9 +152,6 @@ class Muon:
     "layers.0.*"; each has to match."""
     adamw_patterns: list[str] = field(default_factory=list)
     """Names of parameters that AdamW updates although they are matrices of blocks."""
-    max_skipped_steps: int = 10
-    """Steps in a row that may be skipped because a gradient is not finite; one more stops the
-    run."""
 
 
 @dataclass
@@ -326,6 +323,28 @@ class Validation(torchtitan_config.Validation):
 
 
 @dataclass
+class StepCheck:
+    """
+    Which steps are applied: those in which loss, gradients and their norm, attention's largest
+    logits, parameters and the optimizer's state are finite on all ranks. Another changes nothing.
+    """
+
+    max_skipped_steps: int = 10
+    """Steps in a row that may be skipped; one more stops the run. A parameter or a state that is
+    not finite stops it at once."""
+    loss_spike: Literal["ignore", "skip", "stop"] = "ignore"
+    """
+    What to do where the loss is more than spike_z_score standard deviations above the mean of the
+    last spike_window steps: nothing, leave the step out, or stop the run before it is applied. A
+    phase, and a change of length, begin with an empty window.
+    """
+    spike_z_score: float = 6.0
+    """Standard deviations."""
+    spike_window: int = 128
+    """Steps that were applied; before there are so many nothing is a spike."""
+
+
+@dataclass
 class Watchdog:
     """What ends a run that stands still: with the rank that the others wait for, and its stacks."""
 
@@ -410,5 +429,6 @@ class JobConfig(torchtitan_config.JobConfig):
     comm: Comm = field(default_factory=Comm)
     validation: Validation = field(default_factory=Validation)
     evaluation: Evaluation = field(default_factory=Evaluation)
+    step_check: StepCheck = field(default_factory=StepCheck)
     watchdog: Watchdog = field(default_factory=Watchdog)
     summary: Summary = field(default_factory=Summary)

@@ -46,7 +46,8 @@ _AT_LEAST = {
     "evaluation.timeout_seconds": 1,
     "lr_scheduler.warmup_steps": 0,
     "optimizer.muon.polar_express_steps": 1,
-    "optimizer.muon.max_skipped_steps": 0,
+    "step_check.max_skipped_steps": 0,
+    "step_check.spike_window": 2,
     "optimizer.qk_clip_interval": 1,
     "lr_scheduler.warmup_tokens": -1,
     "lr_scheduler.decay_tokens": -1,
@@ -77,6 +78,7 @@ _ABOVE_ZERO = (
     "optimizer.qk_clip_threshold",
     "training.max_norm",
     "metrics.noise_ratio_bound",
+    "step_check.spike_z_score",
 )
 
 

@@ -25,7 +25,7 @@ import torchtitan.train
 from torch import Tensor
 from torch.distributed.elastic.multiprocessing.errors import record
 from torchtitan.components.loss import IGNORE_INDEX
-from torchtitan.distributed.utils import dist_sum, set_pg_timeouts
+from torchtitan.distributed import utils as dist_utils
 from torchtitan.tools.logging import logger
 
 from titan_motif import plugin  # noqa: F401  (registers the train spec)
@@ -34,7 +34,7 @@ from titan_motif.components.curriculum.loader import Batch, LoaderError, describ
 from titan_motif.components.curriculum.schedule import Step
 from titan_motif.components.float8 import precompute_scales
 from titan_motif.components.moving_average import feed_back, passes_multiple
-from titan_motif.components.muon import TooManySkippedSteps
+from titan_motif.components.step_gate import StepRefused
 from titan_motif.components.stop_request import StopRequest
 from titan_motif.config import JobConfig
 from titan_motif.config_loading import ConfigError, load_config
@@ -42,7 +42,10 @@ from titan_motif.evaluation.during_training import IntervalEvaluator
 from titan_motif.run_control import EXIT_PREEMPTED, Preempted, RunControl
 from titan_motif.run_log import start_logging
 from titan_motif.run_records import write_start_records
+from titan_motif.step_check import StepCheckOfRun
 from titan_motif.summary import summarize
+
+_clip_gradients = dist_utils.clip_grad_norm_
 
 
 class MotifTrainer(torchtitan.train.Trainer):
@@ -80,6 +83,11 @@ class MotifTrainer(torchtitan.train.Trainer):
         self.metrics_processor.data_report = self._report_of_data
         if job_config.loss.z_loss > 0:
             self.metrics_processor.loss_report = self._report_of_z_loss
+        self.gate = self.optimizers.gate
+        self.step_check = StepCheckOfRun(
+            self.gate, job_config.step_check, self.dataloader, self.checkpointer
+        )
+        self.checkpointer.before_save = self._check_before_save
         self.evaluator: IntervalEvaluator | None = None
         if job_config.evaluation.enable:
             self.evaluator = IntervalEvaluator(
@@ -134,8 +142,10 @@ class MotifTrainer(torchtitan.train.Trainer):
         self.z_losses.clear()
         self.lr_schedulers.begin_step(step.tokens)
         self.optimizers.monitor.begin_step(self.step)
+        self.step_check.begin(self.step)
         self.num_micro_batches = 0
-        super().train_step(data_iterator)
+        with mock.patch.object(dist_utils, "clip_grad_norm_", self._clip_gradients):
+            super().train_step(data_iterator)
         self.tokens_seen += step.tokens
         if self.step == self.first_step:
             self._shorten_timeouts()
@@ -157,8 +167,17 @@ class MotifTrainer(torchtitan.train.Trainer):
             # The loss comes out of the model: outside, the output projection's weight is sharded.
             loss = model(inputs, **extra_inputs, **extra_kwargs, labels=labels)
             (loss.total / global_valid_tokens).backward()
+        self.gate.add_loss(loss.total / global_valid_tokens)
         self.z_losses.append(loss.z_loss / global_valid_tokens)
         return loss.cross_entropy / global_valid_tokens
+
+    def _clip_gradients(self, *args: Any, **kwargs: Any) -> Tensor:
+        norm = _clip_gradients(*args, **kwargs)
+        self.gate.watch("gradient norm", norm)
+        return norm
+
+    def _check_before_save(self, step: int) -> None:
+        self.gate.check_at_rest(self.optimizers.numbers(), f"saving step {step}")
 
     def _before_validation_batch(self) -> None:
         self.control.enter(f"validation after step {self.step}", is_slow=True)
@@ -203,7 +222,7 @@ class MotifTrainer(torchtitan.train.Trainer):
     def _report_of_z_loss(self) -> dict[str, float]:
         z_loss = torch.stack(self.z_losses).sum()
         mesh = self.parallel_dims.get_optional_mesh("loss")
-        mean = z_loss.item() if mesh is None else dist_sum(z_loss, mesh)
+        mean = z_loss.item() if mesh is None else dist_utils.dist_sum(z_loss, mesh)
         return {"loss_metrics/z_loss": mean}
 
     def _report_of_data(self, begin_step: int, end_step: int) -> dict[str, float]:
@@ -237,7 +256,7 @@ class MotifTrainer(torchtitan.train.Trainer):
         """
         seconds = timedelta(seconds=self.job_config.comm.train_timeout_seconds)
         if self.step != 1:
-            set_pg_timeouts(seconds, self.parallel_dims)
+            dist_utils.set_pg_timeouts(seconds, self.parallel_dims)
         for optimizer in self.optimizers:
             for group in getattr(optimizer, "exchange_groups", ()):
                 torch.distributed.distributed_c10d._set_pg_timeout(seconds, group)
@@ -335,7 +354,7 @@ def main(argv: Sequence[str]) -> int:
             trainer.checkpointer.save(curr_step=0, last_step=True)
         else:
             trainer.train()
-    except (ConfigError, CheckpointError, LoaderError, TooManySkippedSteps) as error:
+    except (ConfigError, CheckpointError, LoaderError, StepRefused) as error:
         report(error)
         return 2 if isinstance(error, ConfigError) else 1
     except RuntimeError as error:

@@ -1,7 +1,6 @@
 """Muon: momentum, orthogonalised (https://kellerjordan.github.io/posts/muon/)."""
 
 from titan_motif.components.muon.coefficients import Coefficients, named_coefficients
-from titan_motif.components.muon.gate import TooManySkippedSteps
 from titan_motif.components.muon.method import Method, Mode
 from titan_motif.components.muon.newton_schulz import orthogonalize
 from titan_motif.components.muon.optimizer import ParallelMuon, Scale
@@ -15,7 +14,6 @@ __all__ = [
     "ParallelMuon",
     "QKClip",
     "Scale",
-    "TooManySkippedSteps",
     "named_coefficients",
     "orthogonalize",
 ]

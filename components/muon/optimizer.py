@@ -12,11 +12,11 @@ from torch.optim.adamw import adamw
 from titan_motif.components.muon.coefficients import Coefficients, named_coefficients
 from titan_motif.components.muon.cost_model import costs_of, plan_for
 from titan_motif.components.muon.exchange import ShardedOrthogonalizer, check_same_plan, group_of
-from titan_motif.components.muon.gate import StepGate
 from titan_motif.components.muon.layout import Family, families_of, local
 from titan_motif.components.muon.method import Method, Mode, method_of
 from titan_motif.components.muon.newton_schulz import orthogonalize
 from titan_motif.components.muon.plan import Plan
+from titan_motif.components.step_gate import Numbers, StepGate
 from titan_motif.kernels import advance_momentum, apply_update
 
 Scale = Literal["match_adamw", "spectral", "none"]
@@ -61,8 +61,9 @@ class ParallelMuon(torch.optim.Optimizer):
     State:     B, as a DTensor laid out like its parameter, on every rank from the beginning;
                AdamW's step, exp_avg, exp_avg_sq likewise
 
-    Nothing changes in a step in which any rank's gradient is not finite. A parameter without a
-    gradient on every rank is left alone; one that lacks it on some ranks takes zeros there.
+    Nothing changes in a step in which a number of any rank is not finite: a gradient, a parameter,
+    the state, or what was added to the `gate`. A parameter without a gradient on every rank is left
+    alone; one that lacks it on some ranks takes zeros there.
 
     Args:
         groups:       dicts of params, algorithm ("muon" | "adamw"), and settings as in DEFAULTS;
@@ -74,7 +75,8 @@ class ParallelMuon(torch.optim.Optimizer):
         method:       of Newton-Schulz
         chunk_size:   matrices that are exchanged at a time; None: four for each rank
         owner_scope:  replicas that share owners under HSDP; None: the fastest, as predicted
-        max_skipped_steps: in a row; one more raises TooManySkippedSteps
+        max_skipped_steps: in a row; one more raises TooManySkippedSteps (titan_motif.components
+                      .step_gate)
     Raises:    ValueError for a group or a parameter that it cannot serve
     """
 
@@ -95,13 +97,12 @@ class ParallelMuon(torch.optim.Optimizer):
         self.mode, self.coefficients = mode, coefficients
         self.method = method_of(mode, method)
         self.names: dict[Tensor, str] = {}
-        self.skipped: Tensor | None = None
-        """() on the device: 1.0 where the last step changed nothing, else 0.0."""
         super().__init__([self._complete(group) for group in groups], {})
         parameters = [p for group in self.param_groups for p in group["params"]]
         if not parameters:
             raise ValueError("no parameters to update")
-        self._gate = StepGate(len(parameters), parameters[0].device, max_skipped_steps)
+        names = [self.names[parameter] for parameter in parameters]
+        self.gate = StepGate(names, parameters[0].device, max_skipped_steps)
         self._init_state()
         muon = [p for g in self._groups("muon") for p in g["params"]]
         self._families = families_of(muon, _rank())
@@ -121,12 +122,21 @@ class ParallelMuon(torch.optim.Optimizer):
 
     @property
     def num_skipped_steps(self) -> int:
-        """Steps left out since the start of the process because a gradient was not finite.
+        """Steps left out since the start of the process because a number was not finite.
 
         Waits for the last step's decision.
         """
-        self._gate.settle()
-        return self._gate.num_skipped
+        self.gate.settle()
+        return self.gate.num_skipped
+
+    def numbers(self) -> Numbers:
+        """Return this rank's parts of gradients, parameters and state."""
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        return Numbers(
+            [self._gradient(p) for p in parameters],
+            [local(p) for p in parameters],
+            [[local(value) for value in self.state[p].values()] for p in parameters],
+        )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -136,12 +146,11 @@ class ParallelMuon(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         parameters = [p for group in self.param_groups for p in group["params"]]
-        gradients = [self._gradient(p) for p in parameters]
-        bad, present = self._gate.decide(gradients)
-        self.skipped = bad
+        numbers = self.numbers()
+        bad, present = self.gate.decide(numbers)
         # By parameter: 1.0 where it is updated, 0.0 where everything stays as it is.
         go = dict(zip(parameters, ((1.0 - bad) * present).unbind(), strict=True))
-        found = dict(zip(parameters, gradients, strict=True))
+        found = dict(zip(parameters, numbers.gradients, strict=True))
         for family, exchange in zip(self._families, self._exchanges, strict=True):
             self._step_muon(family.parameters, exchange, found, go)
         for group in self._groups("adamw"):

@@ -247,8 +247,9 @@ def test_too_many_bad_steps_in_a_row_stop_the_run_on_all_ranks(rank_pool):
     for step, message in rank_pool.run(bad_steps_until_it_stops, 2, 2):
         assert step == 5
         assert message == (
-            "TooManySkippedSteps: gradients were not finite in 3 steps in a row; "
-            "optimizer.muon.max_skipped_steps allows 2"
+            "TooManySkippedSteps: 3 steps in a row changed nothing, and "
+            "step_check.max_skipped_steps allows 2; step 4: "
+            "not finite: the gradient of layers.0.attention.q_proj.weight and 32 more"
         )
 
 

@@ -74,11 +74,13 @@ def run(
     root: str,
     stop_after: int | None = None,
     signal_at: tuple[int, int] | None = None,
+    spoil: tuple | None = None,
 ) -> list[str]:
     """Run a job on this rank; return its log.
 
     `stop_after` leaves at a step, as if killed; `signal_at` lets SIGTERM come to the last rank
-    alone, in a step and a micro-batch of it (from 1).
+    alone, in a step and a micro-batch of it (from 1); `spoil` makes a number NaN or infinite, whose
+    fate is the log's last line, before it an error that ends the run.
     """
     import titan_motif.train
     from titan_motif.config_loading import load_config
@@ -103,7 +105,10 @@ def run(
             config.summary.enable = False
         if signal_at is not None:
             _receive_at(trainer, *signal_at)
-        trainer.train()
+        if spoil is None:
+            trainer.train()
+        else:
+            records += _train_spoiled(trainer, spoil)
     finally:
         if trainer is not None:
             trainer.close()
@@ -111,6 +116,19 @@ def run(
         logging.getLogger().removeHandler(handler)
         gc.enable()
     return records
+
+
+def _train_spoiled(trainer, spoil: tuple) -> list[str]:
+    from titan_motif.components.step_gate import StepRefused
+    from titan_motif.drill.spoil import Spoil, spoil_run
+
+    watched = spoil_run(trainer, Spoil(*spoil))
+    told = []
+    try:
+        trainer.train()
+    except StepRefused as error:
+        told = [f"{type(error).__name__}: {error}"]
+    return [*told, str(watched())]
 
 
 def _receive_at(trainer, step: int, micro_batch: int) -> None:

@@ -9,6 +9,7 @@ import torch
 
 import titan_motif.device  # noqa: F401
 from titan_motif.attention_monitor import AttentionMonitor
+from titan_motif.components.step_gate import StepGate
 from titan_motif.config import JobConfig, Optimizer
 from titan_motif.kernels import key_heads
 from titan_motif.model import FLAVORS, Motif2Model, Motif2ModelArgs
@@ -221,7 +222,7 @@ def test_logits_that_are_not_finite_scale_nothing():
 
 def test_noise_that_outweighs_the_signal_is_told_once(caplog):
     model = small_model(lam_init=(0.3, 5.0))
-    monitor = AttentionMonitor(model, Optimizer())
+    monitor = AttentionMonitor(model, Optimizer(), StepGate([], torch.device("cpu")))
     for number, will_warn in enumerate((True, False)):
         logged(monitor, number + 1)
         model(TOKENS)

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 # A setting that is not here has to be refused. Adding one says: it was looked up where it acts.
 SERVED = {
+    "step_check": "max_skipped_steps loss_spike spike_z_score spike_window",
     "watchdog": "enable stall_seconds slow_seconds",
     "job": "config_file dump_folder description print_config save_config_file",
     "profiling": "enable_profiling save_traces_folder profile_freq profiler_active profiler_warmup "
@@ -31,7 +32,7 @@ SERVED = {
     "optimizer": "name lr beta1 beta2 eps weight_decay implementation qk_clip qk_clip_threshold "
     "qk_clip_interval qk_clip_balance",
     "optimizer.muon": "adamw_lr momentum nesterov scale coefficients polar_express_steps method "
-    "mode chunk_size owner_scope muon_patterns adamw_patterns max_skipped_steps",
+    "mode chunk_size owner_scope muon_patterns adamw_patterns",
     "lr_scheduler": "warmup_steps warmup_tokens warmup_ratio total_steps decay_ratio decay_tokens "
     "decay_type min_lr_factor",
     "training": "dataset dataset_path builtin_vocab_size local_batch_size global_batch_size "
