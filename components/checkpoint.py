@@ -36,6 +36,7 @@ from titan_motif.components.sealing_writer import SealingWriter
 from titan_motif.components.stop_request import kept_from_new_processes
 
 _DELETING = ".deleting-"
+_TRAIN_STATE = "train_state"
 _MISSING_OPTIMIZER_STATE = re.compile(r"Missing key in checkpoint state_dict: optimizer\.")
 
 _ANY_FAILURE = (Exception, CheckpointException)
@@ -164,11 +165,19 @@ class CompleteStepCheckpointManager(CheckpointManager):
     def _try_to_load(self, saved: SavedStep) -> str | None:
         """Load a step; return why it failed on any rank, or None."""
         failure = self._failure_to_load(saved.path, saved.is_model_only)
+        failure = failure or self._name_problem(saved)
         if failure is None:
             self.resumed_from = saved.step
             logger.info(f"continuing from step {saved.step} ({saved.path})")
             return None
         return failure
+
+    def _name_problem(self, saved: SavedStep) -> str | None:
+        """Return that the step that was just loaded is not the one that its folder names."""
+        if saved.is_model_only or _TRAIN_STATE in self.exclude_from_loading:
+            return None
+        step = self.states[_TRAIN_STATE].state_dict()["step"]
+        return None if step == saved.step else f"holds step {step}: it was renamed or copied"
 
     def _failure_to_load(
         self, path: str, model_only: bool, from_hf: bool = False, from_quantized: bool = False

@@ -14,7 +14,8 @@ from titan_motif.components.safetensors_files import INDEX
 from titan_motif.components.seal import is_sealed, seal_problem, sealed_names
 from titan_motif.components.sealing_writer import METADATA
 
-_STEP = re.compile(r"step-(\d+)")
+_STEP = re.compile(r"step-(0|[1-9][0-9]*)")
+"""As they are written: step-015 and step-15 would be two of one number."""
 
 
 @dataclass(frozen=True)

@@ -63,10 +63,26 @@ def test_other_names_are_no_steps(job, folder: Path):
     job().train(10)
     shutil.copytree(folder / "step-10", folder / "old-step-999.bak")
     shutil.copytree(folder / "step-10", folder / "step-20x")
+    shutil.copytree(folder / "step-10", folder / "step-010")
     resumed = job()
     resumed.manager.load()
     assert resumed.manager.resumed_from == 10
     assert [saved.step for saved in saved_steps(folder)] == [10]
+
+
+def test_a_renamed_step_is_not_taken_for_a_newer_one(job, folder: Path, caplog):
+    """Whole to its last byte, it would lose the steps between."""
+    newest = job().train(20).everything()
+    (folder / "step-30").symlink_to(folder / "step-10")
+    resumed = job()
+    assert resumed.manager.load() is True
+    assert (resumed.manager.resumed_from, resumed.everything()) == (20, newest)
+    assert "checkpoint: step-30 holds step 10: it was renamed or copied; trying" in caplog.text
+    with pytest.raises(CheckpointError, match="step-30: holds step 10: it was renamed or copied$"):
+        job().manager.load(30)
+    willing = job(exclude_from_loading=["train_state"])
+    willing.manager.load(30)
+    assert willing.manager.resumed_from == 30
 
 
 def test_partial_steps_do_not_push_complete_ones_out(job, folder: Path):
