@@ -31,7 +31,13 @@ from titan_motif.components.saved_steps import (
     space_problem,
     step_to_begin_from,
 )
-from titan_motif.components.seal import break_seal, content_problem, is_sealed, seal_folder
+from titan_motif.components.seal import (
+    begin_writing,
+    break_seal,
+    content_problem,
+    is_sealed,
+    seal_folder,
+)
 from titan_motif.components.sealing_writer import SealingWriter
 from titan_motif.components.stop_request import kept_from_new_processes
 
@@ -117,6 +123,13 @@ class CompleteStepCheckpointManager(CheckpointManager):
         steps = self.saved_steps()
         if step != -1:
             return self._load_wanted(step, steps)
+        if steps and all(saved.is_unfinished for saved in steps):
+            names = ", ".join(f"step-{saved.step}" for saved in steps)
+            logger.warning(
+                f"checkpoint: {names}: the run was cut off in its first save, which held nothing "
+                "whole yet; it begins as at first"
+            )
+            steps = []
         if not steps:
             return self._load_initial()
         self._load_newest(steps)
@@ -298,6 +311,7 @@ class CompleteStepCheckpointManager(CheckpointManager):
         problem = _from_first_rank(lambda: space_problem(Path(checkpoint_id), state_dict))
         if problem:
             raise CheckpointError(f"saving step {self._saving_step}: {problem}")
+        _from_first_rank(lambda: begin_writing(Path(checkpoint_id)))
         if to_hf:
             super().dcp_save(
                 state_dict, checkpoint_id, async_mode, enable_garbage_collection, to_hf
@@ -331,7 +345,6 @@ class CompleteStepCheckpointManager(CheckpointManager):
 
     def _write_beside(self, folder: Path) -> None:
         """Write what tells the network; it is sealed with the tensors."""
-        folder.mkdir(parents=True, exist_ok=True)
         for name, text in getattr(self.sd_adapter, "files_beside", dict)().items():
             (folder / name).write_text(text, encoding="utf-8")
 

@@ -11,7 +11,7 @@ from torch.distributed.checkpoint.stateful import Stateful
 from torch.utils._pytree import tree_leaves
 
 from titan_motif.components.safetensors_files import INDEX
-from titan_motif.components.seal import is_sealed, seal_problem, sealed_names
+from titan_motif.components.seal import is_sealed, is_unfinished, seal_problem, sealed_names
 from titan_motif.components.sealing_writer import METADATA
 
 _STEP = re.compile(r"step-(0|[1-9][0-9]*)")
@@ -27,6 +27,8 @@ class SavedStep:
     problem: str | None
     """Why it cannot be used; None if it is complete."""
     is_model_only: bool = False
+    is_unfinished: bool = False
+    """Whether its save was cut off, so that it never held anything whole."""
 
     def __str__(self) -> str:
         return f"step-{self.step} {self.problem}"
@@ -57,7 +59,8 @@ def saved_steps(folder: str | Path) -> list[SavedStep]:
             model_only = problem is None and not any(
                 name.startswith("train_state") for name in sealed_names(path)
             )
-            found.append(SavedStep(int(match.group(1)), str(path), problem, model_only))
+            step, was_cut_off = int(match.group(1)), is_unfinished(path)
+            found.append(SavedStep(step, str(path), problem, model_only, was_cut_off))
     return sorted(found, key=lambda saved: saved.step, reverse=True)
 
 
@@ -80,8 +83,8 @@ def is_safetensors(path: Path) -> bool:
 
 def _step_problem(path: Path) -> str | None:
     problem = seal_problem(path)
-    if problem and not is_sealed(path) and (path / METADATA).is_file():
-        # Cut off between DCP's own end and the seal, of another program, or older than seals.
+    if problem and not is_sealed(path) and not is_unfinished(path) and (path / METADATA).is_file():
+        # Of another program, or older than seals.
         return f"{problem}; `titan-motif seal {path}` seals one that is known to be whole"
     return problem
 

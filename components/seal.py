@@ -15,6 +15,8 @@ from titan_motif.components.file_hashes import own_sha256, write_record
 from titan_motif.components.safetensors_files import INDEX, tensor_extents
 
 SEAL = "seal.json"
+UNFINISHED = ".unfinished"
+"""Lies in a folder from the beginning of its writing until it is sealed."""
 FORMAT = 1
 _PIECE = 1 << 22
 _READ_BY_NAME = (INDEX, ".metadata", "config.json")
@@ -55,9 +57,17 @@ def hash_file(path: Path, parts: Sequence[Part] = ()) -> dict[str, Any]:
     return {"bytes": num_bytes, "sha256": whole.hexdigest(), "parts": sealed}
 
 
+def begin_writing(folder: Path) -> None:
+    """Make a folder, if it is not there, that counts as unfinished until it is sealed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / UNFINISHED).touch()
+
+
 def write_seal(folder: Path, files: Mapping[str, dict[str, Any]]) -> None:
     """Seal a folder whose files are all there; `files` are their names and records."""
-    write_record(folder / SEAL, {"format": FORMAT, "files": dict(sorted(files.items()))})
+    sealed = {name: files[name] for name in sorted(files) if name != UNFINISHED}
+    write_record(folder / SEAL, {"format": FORMAT, "files": sealed})
+    (folder / UNFINISHED).unlink(missing_ok=True)
 
 
 def seal_folder(folder: Path) -> None:
@@ -82,6 +92,11 @@ def break_seal(folder: Path) -> None:
 def is_sealed(folder: Path) -> bool:
     """Return whether a folder has a seal, whatever it is worth."""
     return (folder / SEAL).is_file()
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Return whether a folder was surely never sealed: its writing began and was cut off."""
+    return not is_sealed(folder) and ((folder / UNFINISHED).exists() or not any(folder.iterdir()))
 
 
 def seal_problem(folder: Path) -> str | None:

@@ -52,6 +52,34 @@ def test_only_partial_steps_stop_the_run(job, folder: Path):
         job(initial_load_path=str(folder)).manager.load()
 
 
+def test_a_run_that_was_cut_off_in_its_first_save_begins_as_at_first(
+    job, folder: Path, tmp_path: Path, monkeypatch, caplog
+):
+    with monkeypatch.context() as cut_off:
+        cut_off.setattr("titan_motif.components.sealing_writer.write_seal", lambda *given: None)
+        first = job().train(10).everything()
+    assert (folder / "step-10" / ".metadata").exists()
+    (folder / "step-20").mkdir()
+    assert [saved.is_unfinished for saved in saved_steps(folder)] == [True, True]
+    again = job()
+    assert again.manager.load() is False
+    assert "step-20, step-10: the run was cut off in its first save, which held" in caplog.text
+    assert again.train(10).everything() == first
+    assert steps_in(folder) == [10]
+    assert not (folder / "step-10" / ".unfinished").exists()
+    again.train(30)
+    (folder / "step-20").rename(tmp_path / "base")
+    drop_metadata(folder / "step-30")  # a whole step that was damaged is something to be lost
+    (folder / "step-10" / "seal.json").unlink()
+    with pytest.raises(CheckpointError, match=r"step-30 lacks its file \.metadata; step-10 has no"):
+        job().manager.load()
+    shutil.rmtree(folder)
+    (folder / "step-10").mkdir(parents=True)
+    begun = job(initial_load_path=str(tmp_path / "base"))
+    assert begun.manager.load() is True
+    assert begun.state.step == 0
+
+
 def test_an_empty_or_missing_folder_is_a_fresh_start(job, folder: Path):
     assert job().manager.load() is False
     folder.mkdir()
@@ -78,7 +106,7 @@ def test_a_renamed_step_is_not_taken_for_a_newer_one(job, folder: Path, caplog):
     assert resumed.manager.load() is True
     assert (resumed.manager.resumed_from, resumed.everything()) == (20, newest)
     assert "checkpoint: step-30 holds step 10: it was renamed or copied; trying" in caplog.text
-    with pytest.raises(CheckpointError, match="step-30: holds step 10: it was renamed or copied$"):
+    with pytest.raises(CheckpointError, match=r"step-30: holds step 10: it was renamed or copied$"):
         job().manager.load(30)
     willing = job(exclude_from_loading=["train_state"])
     willing.manager.load(30)
