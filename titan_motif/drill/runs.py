@@ -119,7 +119,7 @@ class _ForkedRun(SmallRun):
 
     def _fork(self, settings: Sequence[str], environment: dict[str, Any]) -> ForkServerProcess:
         told = {name: str(value) for name, value in environment.items()}
-        process = _forking().Process(target=run_forked, args=(settings, told, str(self._log)))
+        process = forking().Process(target=run_forked, args=(settings, told, str(self._log)))
         process.start()
         return process
 
@@ -197,7 +197,7 @@ def last_line(log: str) -> str:
     return next((line.strip() for line in reversed(log.splitlines()) if line.strip()), "no output")
 
 
-def _forking() -> Any:
+def forking() -> Any:
     """Return the context whose processes are forked from one that has imported `rank`."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["__main__", "titan_motif.drill.rank"])
