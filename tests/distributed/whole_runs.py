@@ -122,13 +122,13 @@ def _train_spoiled(trainer, spoil: tuple) -> list[str]:
     from titan_motif.components.step_gate import StepRefused
     from titan_motif.drill.spoil import Spoil, spoil_run
 
-    watched = spoil_run(trainer, Spoil(*spoil))
-    told = []
+    watched, told = [], []
+    spoil_run(trainer, Spoil(*spoil), watched.append)
     try:
         trainer.train()
     except StepRefused as error:
         told = [f"{type(error).__name__}: {error}"]
-    return [*told, str(watched())]
+    return [*told, str(watched[0])]
 
 
 def _receive_at(trainer, step: int, micro_batch: int) -> None:

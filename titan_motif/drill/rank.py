@@ -23,10 +23,15 @@ import torch.distributed.checkpoint.state_dict
 import torchtitan.train
 from torchtitan.components.loss import IGNORE_INDEX
 
+from titan_motif.drill.rank_faults import faulty
 from titan_motif.train import MotifTrainer, main
 
+STRUCK = ".struck"
+"""Of the file beside a rank's record that says that its fault has struck."""
 READ = "TITAN_MOTIF_DRILL_READ"
 """Environment variable: the beginning of the name of the file that a rank writes its record to."""
+FAULT = "TITAN_MOTIF_DRILL_FAULT"
+"""Environment variable: the words of a fault (titan_motif.drill.rank_faults); none is no fault."""
 
 
 def run_rank(argv: Sequence[str]) -> int:
@@ -45,6 +50,7 @@ def run_rank(argv: Sequence[str]) -> int:
             return original(trainer, **given)
 
         with (
+            faulty(os.environ.get(FAULT, "").split(), path.with_suffix(STRUCK)),
             mock.patch.object(MotifTrainer, "forward_backward_step", record),
             mock.patch.object(torchtitan.train, "time", clock),
         ):

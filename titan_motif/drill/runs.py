@@ -29,7 +29,7 @@ from unittest import mock
 
 from torch.distributed import TCPStore
 
-from titan_motif.drill.rank import READ, run_forked
+from titan_motif.drill.rank import FAULT, READ, run_forked
 from titan_motif.drill.run_record import STARTS
 from titan_motif.experiments.job import launcher
 
@@ -101,7 +101,9 @@ class SmallRun:
 
 
 class _ForkedRun(SmallRun):
-    def __init__(self, folder: Path, start: Path, num_ranks: int, settings: Sequence[str]) -> None:
+    def __init__(
+        self, folder: Path, start: Path, num_ranks: int, settings: Sequence[str], fault: str
+    ) -> None:
         super().__init__(folder, start, num_ranks)
         self._store = TCPStore("localhost", 0, None, True, wait_for_workers=False)
         shared = {
@@ -111,6 +113,7 @@ class _ForkedRun(SmallRun):
             "MASTER_PORT": self._store.port,
             "TORCHELASTIC_USE_AGENT_STORE": "True",
             READ: f"{start}-",
+            FAULT: fault,
         }
         self._ranks = [
             self._fork(settings, shared | {"RANK": rank, "LOCAL_RANK": rank})
@@ -132,13 +135,17 @@ class _ForkedRun(SmallRun):
 
 
 class _LaunchedRun(SmallRun):
-    def __init__(self, folder: Path, start: Path, num_ranks: int, settings: Sequence[str]) -> None:
+    def __init__(
+        self, folder: Path, start: Path, num_ranks: int, settings: Sequence[str], fault: str
+    ) -> None:
         super().__init__(folder, start, num_ranks)
         command = [*launcher(num_ranks, folder), "-m", "titan_motif.drill.rank", *settings]
         with self._log.open("w") as log:
             self.launcher = subprocess.Popen(
                 command,
-                env=os.environ | ENVIRONMENT | {READ: f"{start}-", "PYTHONUNBUFFERED": "1"},
+                env=os.environ
+                | ENVIRONMENT
+                | {READ: f"{start}-", FAULT: fault, "PYTHONUNBUFFERED": "1"},
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -164,13 +171,19 @@ class _LaunchedRun(SmallRun):
 
 
 def start(
-    settings: Sequence[str], folder: Path, num_ranks: int = 1, *, launches: bool = False
+    settings: Sequence[str],
+    folder: Path,
+    num_ranks: int = 1,
+    *,
+    launches: bool = False,
+    fault: str = "",
 ) -> SmallRun:
     """Start a job in a folder, and return it at once.
 
     Args:
         settings: --section.field=value, --job.config_file among them
         launches: by the product's own launcher, which costs some ten seconds
+        fault:    that a rank puts into itself (titan_motif.drill.rank_faults)
     """
     starts = folder / STARTS
     starts.mkdir(parents=True, exist_ok=True)
@@ -178,7 +191,7 @@ def start(
     name = starts / f"{number:03}"
     Path(f"{name}.log").touch()
     kind = _LaunchedRun if launches else _ForkedRun
-    return kind(folder, name, num_ranks, [*settings, f"--job.dump_folder={folder}"])
+    return kind(folder, name, num_ranks, [*settings, f"--job.dump_folder={folder}"], fault)
 
 
 def run_to_end(

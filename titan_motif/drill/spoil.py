@@ -35,10 +35,9 @@ class Watched(NamedTuple):
     """Whether parameters and state have the same bytes after it as before."""
 
 
-def spoil_run(trainer: MotifTrainer, spoil: Spoil) -> Callable[[], Watched]:
-    """Let a step of a run be spoiled; return what tells of it once it has been done."""
+def spoil_run(trainer: MotifTrainer, spoil: Spoil, tell: Callable[[Watched], Any]) -> None:
+    """Let a step of a run be spoiled, and tell of it once it has been done."""
     is_here = torch.distributed.get_rank() == spoil.rank
-    seen: list[Watched] = []
     step, clip = trainer.optimizers.step, trainer._clip_gradients
     (model,) = trainer.model_parts
 
@@ -52,7 +51,7 @@ def spoil_run(trainer: MotifTrainer, spoil: Spoil) -> Callable[[], Watched]:
             _spoil_before_update(trainer, spoil)
         before = _hash(trainer)
         step(*args)
-        seen.append(Watched(bool(trainer.gate.refused), _hash(trainer) == before))
+        tell(Watched(bool(trainer.gate.refused), _hash(trainer) == before))
         return None
 
     def clipping(*args: Any, **kwargs: Any) -> Tensor:
@@ -73,7 +72,6 @@ def spoil_run(trainer: MotifTrainer, spoil: Spoil) -> Callable[[], Watched]:
     trainer._clip_gradients = clipping
     model.register_forward_pre_hook(spoil_weights)
     model.register_forward_hook(spoil_loss)
-    return lambda: seen[0]
 
 
 @torch.no_grad()
