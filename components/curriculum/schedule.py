@@ -14,6 +14,10 @@ import numpy as np
 
 BLOCK = 1024
 """Sequences in which the shares of groups are kept (`order.GlobalOrder`)."""
+MAX_TOKENS = 10**15
+"""Of a run: far more than there are to read, and far from what 64 bits count."""
+MAX_STEPS = 10_000_000
+"""Of a run, each of which is planned in memory."""
 
 
 @dataclass(frozen=True)
@@ -202,8 +206,18 @@ def find_problems(
     """Return everything that keeps phases from being planned over these groups of sources."""
     problems = []
     before, longest = 0, max((phase.seq_len for phase in phases), default=1)
+    num_steps = 0
     for i, phase in enumerate(phases):
         where = f"phases.{i + 1}"
+        smallest = max(min(phase.batch_tokens, phase.batch_tokens_end), 1)
+        num_steps += max(phase.until_tokens - before, 0) // smallest
+        if phase.until_tokens > MAX_TOKENS:
+            told = f"is {phase.until_tokens:,}; at most {MAX_TOKENS:,} is allowed"
+            problems.append(Problem(f"{where}.until_tokens", told))
+        elif num_steps > MAX_STEPS and phase.batch_tokens > 0:
+            told = f"is {phase.until_tokens:,}; with batches of {smallest:,} tokens that is step"
+            message = f"{told} {num_steps:,}: at most {MAX_STEPS:,} steps are allowed"
+            problems.append(Problem(f"{where}.until_tokens", message))
         if phase.until_tokens <= before:
             told = f"is {phase.until_tokens:,}; phase {phase.name!r} begins at {before:,} tokens"
             problems.append(Problem(f"{where}.until_tokens", f"{told}: more is needed"))
@@ -212,6 +226,10 @@ def find_problems(
             told = f"{told} {phase.until_tokens - before:,} tokens, less than its first batch"
             message = f"{told} of {phase.batch_tokens:,}"
             problems.append(Problem(f"{where}.until_tokens", message))
+        elif phase.until_tokens - before < phase.batch_tokens_end:
+            told = f"is {phase.batch_tokens_end:,}; phase {phase.name!r} has"
+            message = f"{told} {phase.until_tokens - before:,} tokens: at most that is allowed"
+            problems.append(Problem(f"{where}.global_batch_tokens_end", message))
         before = max(before, phase.until_tokens)
         if phase.seq_len > 0 and longest % phase.seq_len:
             told = f"is {phase.seq_len:,}; a divisor of the longest, {longest:,}, is needed"

@@ -149,6 +149,32 @@ def test_what_cannot_be_planned_is_named(name: str):
     assert find_problems(phases, GROUPS, caps) == [(field, message)]
 
 
+def test_a_run_that_no_memory_holds_is_a_problem():
+    long = replace(FIRST, until_tokens=10**9 + 100)
+    assert find_problems([long], GROUPS, {}) == [
+        (
+            "phases.1.until_tokens",
+            "is 1,000,000,100; with batches of 100 tokens that is step 10,000,001: at most "
+            "10,000,000 steps are allowed",
+        )
+    ]
+    assert not find_problems([replace(FIRST, until_tokens=10**9)], GROUPS, {})
+    endless = replace(FIRST, until_tokens=10**15 + 1, batch_tokens=10**9, batch_tokens_end=10**9)
+    assert find_problems([endless], GROUPS, {}) == [
+        (
+            "phases.1.until_tokens",
+            "is 1,000,000,000,000,001; at most 1,000,000,000,000,000 is allowed",
+        )
+    ]
+
+
+def test_a_batch_that_its_phase_does_not_hold_is_a_problem():
+    ((field, message),) = find_problems([replace(FIRST, batch_tokens_end=4010)], GROUPS, {})
+    assert field == "phases.1.global_batch_tokens_end"
+    assert message == "is 4,010; phase 'first' has 4,000 tokens: at most that is allowed"
+    assert not find_problems([replace(FIRST, batch_tokens_end=4000)], GROUPS, {})
+
+
 def test_caps_are_checked_and_hold_in_whole_sequences():
     assert not find_problems([FIRST, SECOND], GROUPS, {"b": 0.61})
     ((field, message),) = find_problems([SECOND], GROUPS, {"c": 0.5})
