@@ -10,7 +10,10 @@ from titan_motif.components.preparation.manifest import MANIFEST, check_tokenize
 from titan_motif.config import JobConfig
 from titan_motif.config_data import Curriculum
 from titan_motif.config_keys import Finding
+from titan_motif.config_ranges import check_ranges
 from titan_motif.curriculum import phases_of, sources_of
+
+_NUMBERS = [f"curriculum.{n}" for n in ("total_tokens", "local_batch_tokens", "batch_multiple")]
 
 
 def check_curriculum(config: JobConfig) -> Iterator[Finding]:
@@ -30,13 +33,9 @@ def check_curriculum(config: JobConfig) -> Iterator[Finding]:
             if value != default:
                 yield f"curriculum.{name}", f"is {value}; it needs curriculum.phases"
         return
-    for name in ("total_tokens", "local_batch_tokens"):
-        value = getattr(curriculum, name)
-        if value != -1 and value < 1:
-            yield f"curriculum.{name}", f"is {value}; -1 or at least 1 is needed"
-    if curriculum.batch_multiple < 1:
-        told = f"is {curriculum.batch_multiple}; at least 1 is needed"
-        yield "curriculum.batch_multiple", told
+    ranges = list(check_ranges(config, _NUMBERS))
+    yield from ranges
+    if ranges:
         return
     ends = list(_check_phase_ends(curriculum))
     yield from ends
@@ -53,12 +52,12 @@ def _check_sources(curriculum: Curriculum) -> Iterator[Finding]:
     for i, source in enumerate(curriculum.sources):
         where = f"curriculum.sources.{i + 1}"
         for name in ("name", "group", "path"):
-            if not getattr(source, name):
-                yield f"{where}.{name}", "is empty; a text is needed"
+            if not getattr(source, name).strip():
+                yield f"{where}.{name}", f"is {getattr(source, name)!r}; a text is needed"
         if source.name in seen:
             yield f"{where}.name", f"is {source.name!r}; another source has that name"
         seen.add(source.name)
-        if source.weight != -1 and not 0 < source.weight < float("inf"):
+        if source.weight != -1 and not source.weight > 0:
             told = f"is {source.weight}; -1 (its tokens) or more than 0 is needed"
             yield f"{where}.weight", told
         same_group = [s.weight == -1 for s in curriculum.sources if s.group == source.group]
@@ -111,7 +110,7 @@ def check_source_files(config: JobConfig, vocab_size: int) -> Iterator[Finding]:
                         f"{split}/tokens.npy holds the ids {least} to {largest}, of which the "
                         f"model's vocabulary has 0 to {vocab_size - 1}"
                     )
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             yield key, f"{told}{error}"
 
 

@@ -1,7 +1,9 @@
 """What a job's settings of evaluation must be: each rule gives the key and what is wrong."""
 
+import os
 from collections.abc import Iterator
 
+from titan_motif.components.sft.template import load_template
 from titan_motif.config import JobConfig
 from titan_motif.config_keys import Finding
 from titan_motif.evaluation.harness import require_harness
@@ -9,7 +11,6 @@ from titan_motif.evaluation.presets import LISTING, check_known, wanted_tasks
 from titan_motif.model import Motif2ModelArgs
 
 _TASKS = "evaluation.tasks"
-_AT_LEAST_OR_NONE = {"num_fewshot": 0, "limit": 1, "max_new_tokens": 1}
 
 
 def check_evaluation(
@@ -23,17 +24,19 @@ def check_evaluation(
     settings = config.evaluation
     if not settings.enable:
         return
-    for name, least in _AT_LEAST_OR_NONE.items():
-        value = getattr(settings, name)
-        if value is not None and value < least:
-            yield f"evaluation.{name}", f"is {value}; at least {least} is needed"
     longest = args.max_seq_len
-    if settings.max_length is not None and not 2 <= settings.max_length <= longest:
+    if settings.max_length is not None and settings.max_length > longest:
         yield (
             "evaluation.max_length",
             f"is {settings.max_length}; 2 to {longest}, what {config.model.flavor} is meant for, "
             "is allowed",
         )
+    assets = config.model.hf_assets_path
+    if settings.chat and os.path.isfile(f"{assets}/tokenizer.json"):  # of others it is made later
+        try:
+            load_template(assets)
+        except ValueError as error:
+            yield "evaluation.chat", f"is true; {error}"
     if not settings.tasks:
         yield _TASKS, f"is []; a task is needed: {LISTING} tells them"
         return

@@ -7,6 +7,7 @@ import torch
 from titan_motif.components.muon.routing import route
 from titan_motif.config import JobConfig, Muon
 from titan_motif.config_keys import Finding
+from titan_motif.config_types import told
 from titan_motif.model import Motif2Model, Motif2ModelArgs
 
 
@@ -33,10 +34,6 @@ def check_optimizer(config: JobConfig) -> Iterator[Finding]:
             "is true; ParallelMuon exchanges and orthogonalises on the GPU: optimizer.name = "
             "'AdamW' is needed",
         )
-    if muon.adamw_lr is not None and not 0 < muon.adamw_lr < float("inf"):
-        yield "optimizer.muon.adamw_lr", f"is {muon.adamw_lr}; more than 0 is needed"
-    if not 0 <= muon.momentum < 1:
-        yield "optimizer.muon.momentum", f"is {muon.momentum}; 0.0 to below 1.0 is allowed"
     replicas = config.parallelism.data_parallel_replicate_degree
     if muon.owner_scope != -1 and muon.mode == "distributed":
         yield (
@@ -58,14 +55,23 @@ def check_optimizer(config: JobConfig) -> Iterator[Finding]:
 
 
 def check_muon_patterns(config: JobConfig, args: Motif2ModelArgs) -> Iterator[Finding]:
-    """Yield every pattern of names that does not fit the network's parameters."""
+    """Yield every pattern of names that does not fit the network's parameters, or the others."""
     muon = config.optimizer.muon
-    for key in ("muon_patterns", "adamw_patterns"):
-        patterns = getattr(muon, key)
-        if patterns and config.optimizer.name == "ParallelMuon":
-            with torch.device("meta"):
-                parameters = dict(Motif2Model(args).named_parameters())
-            try:
-                route({name: p.shape for name, p in parameters.items()}, **{key: patterns})
-            except ValueError as error:
-                yield f"optimizer.muon.{key}", f"is {patterns}: {error}"
+    given = {key: getattr(muon, key) for key in ("muon_patterns", "adamw_patterns")}
+    given = {key: patterns for key, patterns in given.items() if patterns}
+    if not given or config.optimizer.name != "ParallelMuon":
+        return
+    with torch.device("meta"):
+        parameters = dict(Motif2Model(args).named_parameters())
+    shapes = {name: parameter.shape for name, parameter in parameters.items()}
+    example = next(name for name in shapes if name.startswith("layers."))
+    for chosen in (*({key: patterns} for key, patterns in given.items()), given):
+        try:
+            route(shapes, **chosen)
+        except ValueError as error:
+            key, patterns = next(iter(chosen.items()))
+            yield (
+                f"optimizer.muon.{key}",
+                f"is {told(patterns)}; {error} (names are such as {example!r})",
+            )
+            return

@@ -6,6 +6,7 @@ import torch
 
 from titan_motif.config import JobConfig
 from titan_motif.config_keys import Finding, all_keys, value_of
+from titan_motif.config_types import nearest, told
 from titan_motif.kernels import default_implementation
 
 _NO_PIPELINE = "there is no pipeline parallelism here"
@@ -76,13 +77,14 @@ def check_served(config: JobConfig, runs_here: bool) -> Iterator[Finding]:
         reason = reason_against(key)
         value, default = value_of(config, key), value_of(defaults, key)
         if reason and value != default:
-            yield key, f"is {value!r}; only {default!r} is allowed: {reason}"
+            yield key, f"is {told(value)}; only {default!r} is allowed: {reason}"
     for key, allowed in ALLOWED.items():
         value = value_of(config, key)
         for entry in value if isinstance(value, list) else [value]:
             if entry not in allowed:
                 verb = "names" if isinstance(value, list) else "is"
-                yield key, f"{verb} {entry!r}; {' or '.join(map(repr, allowed))} is allowed"
+                choices = " or ".join(map(repr, allowed))
+                yield key, f"{verb} {told(entry)}; {choices} is allowed{nearest(entry, allowed)}"
     if runs_here and torch.accelerator.current_accelerator(check_available=True) is None:
         for key, needing in _NEED_ACCELERATOR.items():
             if value_of(config, key) == needing:
@@ -92,8 +94,9 @@ def check_served(config: JobConfig, runs_here: bool) -> Iterator[Finding]:
     # The registry of backends takes seconds to import.
     backend = config.compile.backend
     if backend != "inductor" and backend not in torch.compiler.list_backends(exclude_tags=()):
-        known = ", ".join(torch.compiler.list_backends())
-        yield "compile.backend", f"is {backend!r}; one of {known} is needed"
+        known = torch.compiler.list_backends()
+        hint = nearest(backend, known)
+        yield "compile.backend", f"is {told(backend)}; one of {', '.join(known)} is needed{hint}"
 
 
 def reason_against(key: str) -> str | None:

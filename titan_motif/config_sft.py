@@ -5,11 +5,12 @@ from pathlib import Path
 
 from titan_motif.components.preparation.inputs import find_inputs
 from titan_motif.components.preparation.manifest import MANIFEST, load_manifest
-from titan_motif.components.preparation.prepare import MAX_VALIDATION_SHARE
 from titan_motif.components.sft.template import load_template
 from titan_motif.config import JobConfig
 from titan_motif.config_data import Sft
 from titan_motif.config_keys import Finding
+from titan_motif.config_ranges import check_ranges
+from titan_motif.config_types import told
 from titan_motif.sft import chat_options
 
 
@@ -19,15 +20,11 @@ def check_sft(config: JobConfig) -> Iterator[Finding]:
     if not sft.enable:
         for name, value in vars(sft).items():
             if value != getattr(unset, name):
-                yield f"sft.{name}", f"is {value!r}; it needs sft.enable to be true"
+                yield f"sft.{name}", f"is {told(value)}; it needs sft.enable to be true"
         return
     if not sft.data:
         yield "sft.data", "is empty; files of conversations are needed"
-    if not 0 < sft.epochs < float("inf"):
-        yield "sft.epochs", f"is {sft.epochs}; more than 0 is needed"
-    if not 0 <= sft.validation_share <= MAX_VALIDATION_SHARE:
-        told = f"is {sft.validation_share}; 0 to {MAX_VALIDATION_SHARE} is allowed"
-        yield "sft.validation_share", told
+    yield from check_ranges(config, ("sft.epochs", "sft.validation_share"))
     if config.validation.enable and sft.validation_share == 0:
         yield "sft.validation_share", "is 0; validation.enable is true, and needs some samples"
     if config.validation.enable and config.validation.seq_len != config.training.seq_len:
@@ -40,8 +37,20 @@ def check_sft(config: JobConfig) -> Iterator[Finding]:
         yield "sft.enable", "is true; the curriculum has sources or phases: sft.data is read alone"
 
 
+def check_inputs(config: JobConfig) -> Iterator[Finding]:
+    """Yield what is not there of what a fine-tuning job packs, or is no template."""
+    try:
+        find_inputs(config.sft.data)
+    except (ValueError, OSError) as error:
+        yield "sft.data", f"is {told(config.sft.data)}; {error}"
+    try:
+        load_template(config.model.hf_assets_path, config.sft.chat_template)
+    except (ValueError, OSError) as error:
+        yield "sft.chat_template", f"is {told(config.sft.chat_template)}; {error}"
+
+
 def check_packed(config: JobConfig) -> Iterator[Finding]:
-    """Yield what is wrong with what a fine-tuning job is to read."""
+    """Yield what is wrong with what a fine-tuning job is to read; its inputs are checked before."""
     folder = Path(config.training.dataset_path)
     if not (folder / MANIFEST).is_file():
         yield (
@@ -57,19 +66,11 @@ def check_packed(config: JobConfig) -> Iterator[Finding]:
             told = f"with {name} {found.get(name)!r}, and the job has {value!r}"
             yield _packed_otherwise(folder, told)
             return
-    try:
-        template = load_template(config.model.hf_assets_path, config.sft.chat_template)
-    except ValueError as error:
-        yield "sft.chat_template", f"is what is packed with; {error}"
-        return
+    template = load_template(config.model.hf_assets_path, config.sft.chat_template)
     if manifest["chat_template"]["sha256"] != template.sha256:
         told = f"with another chat template than that of {template.origin}, which the job has"
         yield _packed_otherwise(folder, told)
-    try:
-        inputs = [(one.path, one.num_bytes) for one in find_inputs(config.sft.data)]
-    except ValueError as error:
-        yield "sft.data", f"is what is packed; {error}"
-        return
+    inputs = [(one.path, one.num_bytes) for one in find_inputs(config.sft.data)]
     # Hashing them at every start, on every rank, would take long: run_train.sh does so once.
     packed = [(one["path"], one["bytes"]) for one in manifest["inputs"]]
     if packed != inputs:

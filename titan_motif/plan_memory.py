@@ -19,7 +19,7 @@ from titan_motif.components.float8 import FLOAT8
 from titan_motif.components.muon.method import choose_method
 from titan_motif.components.muon.plan import Plan
 from titan_motif.config import JobConfig, Muon
-from titan_motif.config_loading import ConfigError, read_files
+from titan_motif.config_files import ConfigError, read_files
 from titan_motif.kernels import fastest_attention_on
 from titan_motif.layout import data_parallel_ranks
 from titan_motif.memory import Group, Groups, Job, Parts, largest_batch, moments, peak

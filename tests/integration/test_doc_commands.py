@@ -35,7 +35,8 @@ from torch.distributed.run import get_args_parser
 from titan_motif import cli
 from titan_motif.components.dcp_files import write_dcp
 from titan_motif.components.safetensors_files import TensorShape
-from titan_motif.config_loading import load_config, read_files
+from titan_motif.config_files import read_files
+from titan_motif.config_loading import load_config
 from titan_motif.model import Motif2ModelArgs
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -17,7 +17,8 @@ from typing import NamedTuple
 import torch
 
 from titan_motif.config import JobConfig
-from titan_motif.config_loading import load_config, read_files
+from titan_motif.config_files import read_files
+from titan_motif.config_loading import load_config
 
 NUM_TOLD = 20
 """Last lines of a job that failed, of which one says why."""

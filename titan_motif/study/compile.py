@@ -12,7 +12,7 @@ import titan_motif.device  # noqa: F401  (before anything of torchtitan)
 # isort: split
 from rich.console import Console
 
-from titan_motif.config_loading import read_files
+from titan_motif.config_files import read_files
 from titan_motif.run_records import describe_environment
 from titan_motif.study.axes import AXES, Cell, cells_of
 from titan_motif.study.machine import CPU_NOTE

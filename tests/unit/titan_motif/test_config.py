@@ -9,8 +9,9 @@ import torch
 
 import titan_motif.device  # noqa: F401
 from titan_motif import check_config
+from titan_motif.config_files import ConfigError, read_files
 from titan_motif.config_keys import all_keys
-from titan_motif.config_loading import ConfigError, load_config, read_files
+from titan_motif.config_loading import load_config
 from titan_motif.config_resolving import resolve
 from titan_motif.model import Motif2Model
 from titan_motif.network import model_args
@@ -74,28 +75,32 @@ def test_a_file_has_what_it_is_based_on(tmp_path: Path):
     assert found == (0.25, 0.8, 0.6, 8)
 
 
-@pytest.mark.parametrize(
-    ("base", "told"),
-    [
-        ('"other.toml"', "other.toml: no such file"),
-        ("3", "top.toml: base is 3; the name of a TOML file is needed"),
-        ('"top.toml"', "top.toml: base is 'top.toml'; that is based on this file"),
-        ('"bad.toml"', "bad.toml:2: optimizer.lrr is not a setting"),
-    ],
-)
-def test_a_base_that_is_none_is_named(tmp_path: Path, base: str, told: str):
-    (tmp_path / "bad.toml").write_text("[optimizer]\nlrr = 1.0")
-    (tmp_path / "top.toml").write_text(f"base = {base}\n")
-    with pytest.raises(ConfigError, match=re.escape(told)):
-        load_config(["--job.config_file", str(tmp_path / "top.toml")], world_size=1)
-
-
 BAD_FILES = {
-    "not TOML": ("[training\nsteps = 1", "not valid TOML", "line 1"),
+    "not TOML": ("[training\nsteps = 1", "bad.toml:1: not valid TOML: Expected ']'", "'[training'"),
     "unknown key": ("[training]\nstepz = 1", "stepz is not a setting", "training.steps"),
     "unknown section": ("[trainign]\nsteps = 1", "steps is not a setting", "training.steps"),
     "wrong type": ('[training]\nsteps = "many"', "steps is 'many'", "an integer is needed"),
     "float for integer": ("[training]\nseq_len = 12.5", "seq_len is 12.5", "an integer"),
+    "another unknown section": ("[metrcs]", ":1: metrcs is not a setting", "did you mean metrics?"),
+    "a name with its section": (
+        '[training]\n"dataloader.num_workers" = 1',
+        "bad.toml:2: training.'dataloader.num_workers' is not a setting",
+        "did you mean training.dataloader.num_workers?",
+    ),
+    "of the section that is alike": (
+        "[validatoin]\nenable = true",
+        "validatoin.enable is not a setting",
+        "did you mean validation.enable?",
+    ),
+    "an empty table": ("[debug.seed]", ":1: debug.seed is {}", "an integer is needed"),
+    "not finite": ("[optimizer]\nlr = nan", ":2: optimizer.lr is nan", "a finite number"),
+    "too large": ("[training]\nsteps = 99999999999999999999", "is 9999", "an integer of 64 bits"),
+    "out of memory": (
+        "[training]\nsteps = 1000000000000",
+        "is 1000000000000",
+        "at most 10,000,000",
+    ),
+    "two lines": ('[job]\ndump_folder = "a\\nb"', r"is 'a\nb'", "without control characters"),
     "outside of sections": ("steps = 1", "bad.toml:1: steps is not a setting", "training.steps"),
     "array of tables": ("[[training]]\nsteps = 1", "bad.toml:1: training is a section", "name one"),
     "table for a value": ("[training.steps]\nx = 1", "x is not a setting", "training.steps"),
@@ -104,7 +109,7 @@ BAD_FILES = {
     "negative": ("[training]\nsteps = -3", "training.steps is -3", "at least 1"),
     "zero batch": ("[training]\nlocal_batch_size = 0", "local_batch_size is 0", "at least 1"),
     "learning rate": ("[optimizer]\nlr = 0.0", "optimizer.lr is 0.0", "more than 0"),
-    "beta": ("[optimizer]\nbeta1 = 1.5", "beta1 is 1.5", "0.0 to 1.0"),
+    "beta": ("[optimizer]\nbeta1 = 1.5", "beta1 is 1.5", "0.0 to below 1.0 is allowed"),
     "flavor": ('[model]\nflavor = "13b"', "model.flavor is '13b'", "12_7b"),
     "heads": ("[model.args]\nn_heads = 7", "n_heads is 7", "multiple of 5"),
     "kv heads": ("[model.args]\nn_kv_heads = 3", "n_kv_heads is 3", "even number"),
@@ -160,7 +165,11 @@ BAD_FILES = {
         "lr_scheduler.decay_tokens is 0 and decay_ratio is 0.5; one of them is allowed",
         "leave out decay_ratio, or set decay_tokens to -1",
     ),
-    "negative tokens": ("[lr_scheduler]\ndecay_tokens = -2", "decay_tokens is -2", "at least -1"),
+    "negative tokens": (
+        "[lr_scheduler]\ndecay_tokens = -2",
+        "decay_tokens is -2",
+        "-1 (decay_ratio) or",
+    ),
     "inverse square root of nothing": (
         '[lr_scheduler]\ndecay_type = "inverse_sqrt"',
         "lr_scheduler.min_lr_factor is 0.0",
@@ -184,7 +193,7 @@ BAD_FILES = {
     "a start that is not loaded": (
         '[checkpoint]\ninitial_load_path = "/nowhere"',
         "initial_load_path is '/nowhere'",
-        "nothing is loaded unless checkpoint.enable is true",
+        "it needs checkpoint.enable to be true",
     ),
     "missing start": (
         '[checkpoint]\nenable = true\ninitial_load_path = "/nowhere"',
@@ -204,8 +213,7 @@ def test_a_bad_file_is_answered_with_one_line(case: str, tmp_path: Path, capsys)
     assert code == 2
     assert printed.out == ""
     (line,) = printed.err.splitlines()
-    number = r"(?! not valid TOML)\d+: " if "not valid TOML" not in found else " "
-    assert re.match(f"error: {re.escape(str(file))}:{number}", line)
+    assert re.match(rf"error: {re.escape(str(file))}:\d+: ", line)
     assert found in line
     assert allowed in line
 
@@ -296,6 +304,12 @@ BAD_ARGUMENTS = {
     "unknown": (["--training.step", "3"], "--training.step is not a setting", "training.steps"),
     "stray word": (["debug.toml"], "'debug.toml' stands alone", "--section.field"),
     "no value": (["--training.steps"], "--training.steps is given no value", "an integer"),
+    "no path": (
+        ["--job.config_file", " "],
+        "config_file is ' '",
+        "the path of a TOML file is needed",
+    ),
+    "two values": (["--training.steps=5\nx = 3"], r"is '5\nx = 3'", "an integer is needed"),
     "no folder": (
         ["--job.dump_folder", "--compile.enable"],
         "--job.dump_folder is given no value",

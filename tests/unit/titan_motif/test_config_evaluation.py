@@ -82,3 +82,9 @@ def test_a_task_that_the_harness_does_not_know(tmp_path: Path, capsys):
         "evaluation.tasks has 'hellaswagg', which the harness does not know (did you mean "
         "'hellaswag'?); `titan-motif evaluate --list-tasks` tells presets and local tasks"
     )
+
+
+def test_a_chat_needs_a_template_that_can_be_used(tmp_path: Path, capsys):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    job = f'[model]\nhf_assets_path = "{tmp_path}"\n{ON}tasks = ["sums"]\nchat = true'
+    assert refusal(job, tmp_path, capsys).startswith("evaluation.chat is true; ")

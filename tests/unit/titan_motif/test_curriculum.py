@@ -99,7 +99,7 @@ BAD = {
     "a weight that is no number": (
         {"phase": 'weights_end = { web = "half" }'},
         "phases.1.weights_end is {'web': 'half'}",
-        "a table of numbers",
+        "a table of finite numbers",
     ),
     "negative share": (
         {"phase": "weights_end = { web = 1.5, code = -0.5 }"},
@@ -137,14 +137,18 @@ BAD = {
     "no micro-batch": (
         {"settings": "local_batch_tokens = 0"},
         "curriculum.local_batch_tokens is 0",
-        "-1 or at least 1",
+        "-1 (one micro-batch a step) or at least 1",
     ),
     "a total that nothing is a share of": (
         {"settings": "total_tokens = 1600"},
         "curriculum.total_tokens is 1600",
         "it needs a phase with until_share",
     ),
-    "an endless weight": ({"source": "weight = inf"}, "curriculum.sources.1.weight is inf", "more"),
+    "an endless weight": (
+        {"source": "weight = inf"},
+        "curriculum.sources.1.weight is inf",
+        "finite",
+    ),
     "no multiple": (
         {"settings": "batch_multiple = 0"},
         "curriculum.batch_multiple is 0",
@@ -156,6 +160,16 @@ BAD = {
         "at most 2048",
     ),
 }
+
+
+def test_a_mistake_in_a_phase_is_told_in_its_own_line(tmp_path: Path):
+    text = (ROOT / "train_configs/debug.toml").read_text()
+    file = tmp_path / "job.toml"
+    file.write_text(text.replace("until_tokens = 419_840", "until_tokens = 300_000"))
+    number = text[: text.index("until_tokens = 419_840")].count("\n") + 1
+    told = f"{file}:{number}: curriculum.phases.2.until_tokens is 300,000; "
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        load_config(["--job.config_file", str(file)], 2)
 
 
 @pytest.mark.parametrize("case", BAD)

@@ -134,7 +134,7 @@ def test_packed_samples_are_kept_apart_in_any_job(job: list[str], tmp_path: Path
     [
         (["--sft.data="], "sft.data is empty; files of conversations are needed"),
         (["--sft.epochs=0"], "sft.epochs is 0.0; more than 0 is needed"),
-        (["--sft.validation_share=0.7"], "sft.validation_share is 0.7; 0 to 0.5 is allowed"),
+        (["--sft.validation_share=0.7"], "sft.validation_share is 0.7; 0.0 to 0.5 is allowed"),
         (["--sft.validation_share=0"], "is 0; validation.enable is true, and needs some samples"),
         (["--validation.seq_len=32"], "validation.seq_len is 32; samples are packed into"),
         (["--sft.enable=false", "--training.steps=1"], "it needs sft.enable to be true"),
@@ -224,7 +224,7 @@ def test_what_is_packed_of_other_files_or_a_template_is_not_read(
         file.write("\n")
     assert refused().startswith(f"{of} {tmp_path}/chat.jsonl ({size + 1:,} bytes): name another")
     (tmp_path / "chat.jsonl").unlink()
-    with pytest.raises(ValueError, match=r"sft\.data is what is packed; .*: matches no file"):
+    with pytest.raises(ValueError, match=r"sft\.data is \['.*'\]; .*: matches no file"):
         load_config(job, 2)
 
 
