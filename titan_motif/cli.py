@@ -49,6 +49,7 @@ COMMANDS = {
     "bench block": ("titan_motif.bench.block", "what a block's time goes into, plain and in FP8"),
     "bench train": ("titan_motif.bench.train", "whole steps beside torchtitan's Llama-3"),
     "study compile": ("titan_motif.study.compile", "compiling, kernels, FP8, recomputation"),
+    "drill": ("titan_motif.drill.command", "faults put into small runs, and what holds"),
     "experiment": (
         "titan_motif.experiments.command",
         "an open question, put to small models",

@@ -60,7 +60,8 @@ class MotifTrainer(torchtitan.train.Trainer):
             self.validator.before_batch = self._before_validation_batch
         # FSDP holds the precision policy on any number of ranks, one included: no autocast.
         self.maybe_enable_amp = contextlib.nullcontext()
-        self.is_first_rank = torch.distributed.get_rank() == 0
+        self.rank = torch.distributed.get_rank()
+        self.is_first_rank = self.rank == 0
         self.batch_degree = self.parallel_dims.dp_replicate * self.parallel_dims.dp_shard
         self.tokens_seen = 0
         """Tokens of all ranks since the beginning of the run."""
@@ -116,8 +117,8 @@ class MotifTrainer(torchtitan.train.Trainer):
         while True:
             self.control.enter(f"step {self.step}: reading data")
             batch = next(batches, None)
-            if batch is None:
-                return
+            if batch is None:  # on this rank alone, perhaps: no end that the others know of
+                raise LoaderError(f"rank {self.rank} has no data for step {self.step}")
             self.control.enter(f"step {self.step}: has its data")
             inputs, labels = batch
             self.ntokens_seen -= int((labels == IGNORE_INDEX).sum())

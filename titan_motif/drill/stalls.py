@@ -1,0 +1,157 @@
+"""Runs in which a rank stands still, or lacks what it needs: they end, with a sentence."""
+
+import contextlib
+import os
+import random
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from titan_motif.drill.fault import Fault, Outcome
+from titan_motif.drill.kills import reference_run, whole_steps
+from titan_motif.drill.rank import STRUCK
+from titan_motif.drill.run_record import STARTS, first_difference, read_run
+from titan_motif.drill.runs import last_line, start
+from titan_motif.drill.small_job import small_job
+
+STALL_SECONDS = 5
+"""What the job allows a step."""
+LIMIT_SECONDS = 60
+"""From the stall that the job allows to the end of the run."""
+_SECONDS = 180
+_LAST_STEP = 14
+
+
+class Kind(NamedTuple):
+    """A fault of one rank."""
+
+    name: str
+    title: str
+    word: str
+    """Of titan_motif.drill.rank_faults."""
+    told: str
+    """What the sentence has, of rank and step."""
+    settings: tuple[str, ...] = ()
+
+
+KINDS = (
+    Kind("hanging-read", "reading data hangs on one of 2 ranks", "read", "rank {rank} made no"),
+    Kind("stuck-rank", "the process of one of 2 ranks is stopped", "stopped", "rank {rank}: stop"),
+    Kind(
+        "killed-worker",
+        "a worker of one of 2 ranks' data loaders is killed",
+        "worker",
+        "on rank {rank}, which reads",
+        ("--training.dataloader.num_workers=2",),
+    ),
+    Kind("end-of-data", "one of 2 ranks has no data left", "data", "rank {rank} has no data"),
+)
+
+
+def run_stall(kind: Kind, number: int, folder: Path) -> Outcome:
+    """Put a fault into a rank, through the product's launcher, and see how the run ends."""
+    draw = random.Random(number)
+    rank, step = number % 2, draw.randint(2, _LAST_STEP)
+    job = small_job(folder.absolute().parent / "small")
+    settings = [f"--job.config_file={job}", f"--watchdog.stall_seconds={STALL_SECONDS}"]
+    settings += ["--watchdog.slow_seconds=30", *kind.settings]
+    told = f"step {step}, rank {rank}"
+    run_folder, fault = folder / "run", f"{kind.word} {step} {rank}"
+    try:
+        with start(settings, run_folder, 2, launches=True, fault=fault) as run:
+            struck = run_folder / STARTS / f"001-{rank}{STRUCK}"
+            while not struck.exists() and not run.is_over:
+                time.sleep(0.01)
+            begin = time.monotonic()
+            codes = run.wait(_SECONDS)
+            seconds, log = time.monotonic() - begin, run.log()
+    except TimeoutError as error:
+        return Outcome(False, f"{told}: {error}")
+    sentences = [line for line in log.splitlines() if line.startswith("error: ")]
+    words = kind.told.format(rank=rank)
+    if codes != [1]:
+        return Outcome(False, f"{told}: ended with {codes}: {last_line(log)}")
+    if seconds > STALL_SECONDS + LIMIT_SECONDS:
+        return Outcome(False, f"{told}: took {seconds:.1f} s")
+    if len(sentences) != 1 or words not in sentences[0]:
+        return Outcome(False, f"{told}: said {sentences or last_line(log)}")
+    return Outcome(True, f"{told}: over after {seconds:.1f} s: {sentences[0]}")
+
+
+def run_full_disk(number: int, folder: Path) -> Outcome:
+    """Let a run's file system have too little room, then enough."""
+    draw = random.Random(number)
+    kilobytes, num_ranks = draw.randint(100, 1400), 1 + number % 2
+    shared = folder.absolute().parent / "small"
+    job, reference = small_job(shared), reference_run(shared, num_ranks)
+    mode = ("disabled", "async")[number // 2 % 2]
+    settings = [f"--job.config_file={job}", f"--checkpoint.async_mode={mode}"]
+    told = f"{kilobytes} kB, {mode}, {num_ranks} rank{'s' if num_ranks > 1 else ''}"
+    with _file_system(folder / "disk", kilobytes) as disk:
+        try:
+            with start(settings, disk / "run", num_ranks) as run:
+                codes, seconds = run.wait(_SECONDS), time.monotonic() - run.begun
+                log = run.log()
+            before = whole_steps(disk / "run" / "checkpoint")
+            subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
+            with start(settings, disk / "run", num_ranks) as run:
+                again = run.wait(_SECONDS)
+                last = run.log()
+        except TimeoutError as error:
+            return Outcome(False, f"{told}: {error}")
+        (folder / "log").write_text(log)
+        sentences = [line for line in log.splitlines() if line.startswith("error: ")]
+        newest = before[0] if before else 0
+        says = f"continuing from step {newest} " if newest else "starting from the first step"
+        if 0 in codes or seconds > LIMIT_SECONDS:
+            return Outcome(False, f"{told}: ended with {codes} after {seconds:.1f} s")
+        if len(sentences) != 1 or "Traceback" in log:
+            return Outcome(False, f"{told}: said {sentences or last_line(log)}")
+        if any(again) or says not in last:
+            return Outcome(False, f"{told}: with room, from {newest}: {again}, {last_line(last)}")
+        missed = first_difference(read_run(disk / "run"), reference)
+        return Outcome(missed is None, f"{told}: {missed or sentences[0]}")
+
+
+@contextlib.contextmanager
+def _file_system(folder: Path, kilobytes: int) -> Iterator[Path]:
+    """Mount a small file system in memory; only root can."""
+    folder.mkdir()
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", folder],
+        check=True,
+        capture_output=True,
+    )
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", folder], check=False)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def can_mount() -> bool:
+    """Return whether this process may mount a file system."""
+    return os.geteuid() == 0 and shutil.which("mount") is not None
+
+
+BAR = (
+    "one sentence that says what and where, and an exit code that is not 0, within 60 s of what "
+    "the job allows"
+)
+STALLS = tuple(
+    Fault(kind.name, kind.title, BAR, count=10, num_quick=0, run=partial(run_stall, kind))
+    for kind in KINDS
+)
+FULL_DISK = Fault(
+    "full-disk",
+    "the file system of the run has no room: sync and async saves, 1 and 2 ranks",
+    f"{BAR}; with room again the run goes on from the newest whole step and ends bit for bit like "
+    "one that nobody disturbed",
+    count=10,
+    num_quick=0,
+    run=run_full_disk,
+)
