@@ -7,6 +7,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from titan_motif.components.foreign_files import MAX_RECORD_BYTES, check_file, parse_json
+
 HISTORY_FILE = "metrics.jsonl"
 
 STARTS_FILE = "starts.jsonl"
@@ -57,11 +59,14 @@ def average_tokens_per_second(history: list[dict[str, float]]) -> float | None:
 
 
 def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """Return the entries of a file of lines, and how many lines are none (a killed run's last)."""
+    """Return the entries of a file of lines, and how many lines are none (a killed run's last).
+
+    Raises: ValueError naming the file if it is no plain one, or too large
+    """
     entries, num_broken = [], 0
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
+    for line in _lines(path):
         try:
-            entry = json.loads(line)
+            entry = parse_json(line, is_record=True)
         except ValueError:
             entry = None
         if isinstance(entry, dict) and type(entry.get("step")) is int:
@@ -69,6 +74,16 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
         else:
             num_broken += 1
     return entries, num_broken
+
+
+def _lines(path: Path) -> list[str]:
+    if not path.exists():
+        return []
+    try:
+        check_file(path, MAX_RECORD_BYTES)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return path.read_text(errors="replace").splitlines()
 
 
 def append_entry(path: Path, entry: dict[str, Any]) -> None:

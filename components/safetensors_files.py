@@ -2,21 +2,33 @@
 
 A file is 8 bytes (little endian) with the length of its header, the header in JSON, and the bytes
 of the tensors one after the other  (https://github.com/huggingface/safetensors). Nothing in it is
-executed.
+executed. What the index and the headers say is checked before a file that they name is opened, and
+before memory is taken.
 """
 
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from titan_motif.components.foreign_files import (
+    MAX_JSON_BYTES,
+    check_file,
+    inside,
+    parse_json,
+    read_json,
+)
+
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+MAX_HEADER_BYTES = MAX_JSON_BYTES
+"""The format allows 100 MB, which become 2 GB in memory; a header of 10,000 tensors has 1 MB."""
+MAX_FILE_BYTES = 1 << 50
 
 DTYPES = {
     torch.float64: "F64",
@@ -80,15 +92,17 @@ class SafetensorsFolder:
         index = self.folder / INDEX
         if not index.is_file():
             if (self.folder / SINGLE).is_file():
+                self._check_inside(SINGLE)
                 return {"": SINGLE}
             pickles = sorted(path.name for path in self.folder.glob("*.bin"))
             hint = f"; {pickles[0]} is a pickle, which is not read" if pickles else ""
             raise ValueError(f"{self.folder}: neither {SINGLE} nor {INDEX}{hint}")
         try:
-            files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            files = read_json(inside(self.folder, INDEX))["weight_map"]
             named = {str(tensor): str(name) for tensor, name in files.items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{index}: cannot be read as an index ({error!r})") from None
+            told = error if isinstance(error, ValueError) else repr(error)
+            raise ValueError(f"{index}: cannot be read as an index ({told})") from None
         if not named:
             raise ValueError(f"{index}: names no tensors")
         for tensor, name in named.items():
@@ -97,13 +111,24 @@ class SafetensorsFolder:
                     f"{index}: {tensor} is said to be in {name!r}; a .safetensors file beside the "
                     "index is needed"
                 )
-            path = self.folder / name
-            if not path.is_file():
-                raise ValueError(f"{path}: no such file; {INDEX} names it for {tensor}")
+        for name in dict.fromkeys(named.values()):
+            self._check_inside(name)
+            if not (self.folder / name).is_file():
+                tensor = next(tensor for tensor in named if named[tensor] == name)
+                raise ValueError(
+                    f"{self.folder / name}: no such file; {INDEX} names it for {tensor!r}"
+                )
         return named
+
+    def _check_inside(self, name: str) -> None:
+        try:
+            inside(self.folder, name)
+        except ValueError as error:
+            raise ValueError(f"{self.folder}: {error}") from None
 
     def _read_header(self, name: str) -> dict[str, TensorShape]:
         path = self.folder / name
+        tensor_extents(path)
         try:
             with safe_open(path, framework="pt") as file:  # checks offsets, sizes and overlaps
                 shapes = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
@@ -126,15 +151,39 @@ def _dtype(name: str) -> torch.dtype | None:
 
 
 def tensor_extents(path: Path) -> dict[str, tuple[int, int]]:
-    """Return where in a file each tensor begins and ends."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-    return {
-        name: tuple(8 + length + offset for offset in entry["data_offsets"])
-        for name, entry in header.items()
-        if name != "__metadata__"
-    }
+    """Return where in a file each tensor begins and ends, as its header says.
+
+    Raises: ValueError, one line, if the header is longer than the file or than is read, is no JSON
+            of tensors, or has one that is not within the file
+    """
+    try:
+        check_file(path, MAX_FILE_BYTES)
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 2 <= length <= size - 8:
+                raise ValueError(f"a header of {length:,} bytes in a file of {size:,}")
+            if length > MAX_HEADER_BYTES:
+                raise ValueError(
+                    f"a header of {length:,} bytes; at most {MAX_HEADER_BYTES:,} are read"
+                )
+            header = parse_json(file.read(length))
+        return {
+            name: _extent(name, entry, 8 + length, size)
+            for name, entry in header.items()
+            if name != "__metadata__"
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        told = error if isinstance(error, ValueError) else f"its header is none: {error!r}"
+        raise ValueError(f"{path}: cannot be read as safetensors ({told})") from None
+
+
+def _extent(name: str, entry: dict[str, Any], begin: int, size: int) -> tuple[int, int]:
+    """Return where a tensor lies; ValueError, a reason, if that cannot be."""
+    first, last = entry["data_offsets"]
+    if not (type(first) is type(last) is int and 0 <= first <= last <= size - begin):
+        raise ValueError(f"{name!r} is said to lie at {first!r} to {last!r} of {size - begin:,}")
+    return begin + first, begin + last
 
 
 def cut_into_shards(

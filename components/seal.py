@@ -2,16 +2,17 @@
 
 A save that was cut off has no seal, and a file that has changed since does not fit it; neither is
 loaded. FOLDER/seal.json holds the size and SHA-256 of each file, the SHA-256 of each tensor in it,
-and a hash of itself. It tells damage, not malice: who can write the files can seal them anew.
+and a hash of itself. It tells damage, not malice: who can write the files can seal them anew. So a
+seal is read as a stranger's file, too: the names in it that lead out of the folder are refused.
 """
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from titan_motif.components.file_hashes import own_sha256, write_record
+from titan_motif.components.foreign_files import MAX_RECORD_BYTES, inside, read_json
 from titan_motif.components.safetensors_files import INDEX, tensor_extents
 
 SEAL = "seal.json"
@@ -71,17 +72,18 @@ def write_seal(folder: Path, files: Mapping[str, dict[str, Any]]) -> None:
 
 
 def seal_folder(folder: Path) -> None:
-    """Hash every file below a folder, of safetensors each tensor too, and seal it."""
+    """Hash every file below a folder, of safetensors each tensor too, and seal it.
+
+    Raises: ValueError, one line, if a file is a link out of the folder
+    """
     break_seal(folder)
-    write_seal(
-        folder,
-        {
-            path.relative_to(folder).as_posix(): hash_file(path, _parts(path))
-            for path in sorted(folder.rglob("*"))
-            if path.is_file()
-            and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        },
-    )
+    names = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
+    seen = [name for name in names if not any(part.startswith(".") for part in name.parts)]
+    try:
+        paths = {name.as_posix(): inside(folder, name) for name in seen}
+    except ValueError as error:
+        raise ValueError(f"{folder}: cannot be sealed: {error}") from None
+    write_seal(folder, {name: hash_file(path, _parts(path)) for name, path in paths.items()})
 
 
 def break_seal(folder: Path) -> None:
@@ -100,7 +102,10 @@ def is_unfinished(folder: Path) -> bool:
 
 
 def seal_problem(folder: Path) -> str | None:
-    """Return why a folder's seal cannot hold, by the names and sizes of files alone; else None."""
+    """Return why a folder's seal cannot hold, by the names and sizes of files alone; else None.
+
+    A seal that leads out of its folder, by a name or a link, is none.
+    """
     try:
         files = _read(folder)
     except ValueError as error:
@@ -171,15 +176,44 @@ def _parts(path: Path) -> list[Part]:
 
 def _read(folder: Path) -> dict[str, dict[str, Any]]:
     """Return the records of a seal; ValueError, a predicate, if it is missing or damaged."""
-    path = folder / SEAL
     try:
-        seal = json.loads(path.read_text(encoding="utf-8"))
+        seal = read_json(inside(folder, SEAL), MAX_RECORD_BYTES)
     except FileNotFoundError:
         raise ValueError(f"has no {SEAL}: its save did not finish") from None
     except (OSError, ValueError) as error:
-        raise ValueError(f"has a {SEAL} that cannot be read ({type(error).__name__})") from None
+        told = error if type(error) is ValueError else type(error).__name__
+        raise ValueError(f"has a {SEAL} that cannot be read ({told})") from None
     if not isinstance(seal, dict) or seal.get("format") != FORMAT:
         raise ValueError(f"has a {SEAL} of another format")
     if seal.get("sha256") != own_sha256(seal):
         raise ValueError(f"has a {SEAL} that was edited or damaged: its own hash is another")
+    _check_records(folder, seal.get("files"))
     return seal["files"]
+
+
+def _check_records(folder: Path, files: Any) -> None:
+    """Raise ValueError, a predicate, unless a seal's records are what this module writes.
+
+    The hash does not tell that: whoever makes up a seal makes up its hash.
+    """
+    if not isinstance(files, dict):
+        raise ValueError(f"has a {SEAL} that lists no files")
+    for name, record in files.items():
+        try:
+            inside(folder, name)
+        except ValueError as error:
+            raise ValueError(f"has a {SEAL} that lists what is not its own: {error}") from None
+        is_whole = (
+            isinstance(record, dict)
+            and type(record.get("bytes")) is int
+            and isinstance(record.get("sha256"), str)
+            and isinstance(record.get("parts"), list)
+            and all(map(_is_part, record["parts"]))
+        )
+        if not is_whole:
+            raise ValueError(f"has a {SEAL} whose record of {name!r} is none")
+
+
+def _is_part(part: Any) -> bool:
+    kinds = [type(value) for value in part] if isinstance(part, list) else []
+    return kinds == [str, int, int, str] and 0 <= part[1] <= part[2]

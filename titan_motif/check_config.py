@@ -9,9 +9,9 @@ import contextlib
 import sys
 
 import titan_motif.device  # noqa: F401  (before anything of torchtitan)
+from titan_motif.components.foreign_files import printable
 from titan_motif.config import JobConfig
 from titan_motif.config_loading import ConfigError, load_config
-from titan_motif.config_types import in_a_line
 from titan_motif.sft import prepare_sft
 
 
@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
         _pack_conversations(argv, world_size)
         config = load_config(argv, world_size)
     except (ConfigError, ValueError, OSError) as error:
-        print(f"error: {in_a_line(str(error))}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     if config.training.dataset == "builtin":
         print(f"corpus: {config.training.dataset_path} {config.training.builtin_vocab_size}")

@@ -14,6 +14,8 @@ from typing import Any
 
 import tyro
 
+from titan_motif.components.foreign_files import is_panic, printable
+
 COMMANDS = {
     "plan": ("titan_motif.plan", "N GPUs: memory of each, Parallel Muon's loads, bytes, time"),
     "grow": ("titan_motif.growth.command", "a larger model of the same function"),
@@ -98,7 +100,12 @@ def _run(argv: Sequence[str] | None) -> int:
             raise
         kind = f"{type(error).__name__}: " if isinstance(error, RuntimeError) else ""
         first_line = str(error).partition("\n")[0]
-        print(f"error: {kind}{first_line}", file=sys.stderr)
+        print(f"error: {kind}{printable(first_line)}", file=sys.stderr)
+        return 1
+    except BaseException as error:
+        if is_debugging or not is_panic(error):  # of a library in Rust
+            raise
+        print(f"error: {printable(str(error).partition(chr(10))[0])}", file=sys.stderr)
         return 1
     return 0
 

@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 import tomli
 
+from titan_motif.components.foreign_files import printable
+
 LARGEST_NUMBER, _SMALLEST_NUMBER = 3e38, 1e-37
 """Of a setting: weights and their updates are float32, in which anything larger is infinite, and
 anything smaller is 0."""
@@ -129,10 +131,7 @@ def told(value: Any) -> str:
 
 def in_a_line(text: str) -> str:
     """Return a message as one line: no control characters, and of a long one no middle."""
-    escaped = "".join(
-        repr(char)[1:-1] if unicodedata.category(char) in _NOT_IN_TEXTS else char for char in text
-    )
-    return _shortened(escaped, 800)
+    return _shortened(printable(text), 800)
 
 
 def _shortened(text: str, most: int) -> str:

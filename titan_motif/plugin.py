@@ -31,6 +31,7 @@ from titan_motif.components.curriculum.loader import (
 from titan_motif.components.float8 import FLOAT8, Float8Converter
 from titan_motif.components.lr_schedule import TokenScheduler, build_schedule
 from titan_motif.components.metrics import build_metrics
+from titan_motif.components.preparation.foreign_tokenizer import check_tokenizer_folder
 from titan_motif.components.validation import SplitValidator, build_validator
 from titan_motif.config import LRScheduler
 from titan_motif.config_curriculum import check_curriculum
@@ -55,8 +56,12 @@ class _FreshFlavors(Mapping[str, Motif2ModelArgs]):
 
 
 def build_tokenizer(job_config: JobConfig) -> HuggingFaceTokenizer:
-    """Build the tokenizer; as the trainer's first seam it also settles what is 'auto'."""
+    """Build the tokenizer; as the trainer's first seam it also settles what is 'auto'.
+
+    Raises: ValueError, one line, for files of a tokenizer that are no such, or lead elsewhere
+    """
     resolve(job_config, torch.distributed.get_world_size())
+    check_tokenizer_folder(job_config.model.hf_assets_path)
     return build_hf_tokenizer(job_config)
 
 

@@ -77,7 +77,7 @@ def _baselines(trainer: Trainer, validation_loss: float) -> dict[str, float]:
     }
     table = Path(config.model.hf_assets_path) / "token_bytes.npy"
     if table.is_file():
-        token_bytes = np.load(table)
+        token_bytes = np.load(table, allow_pickle=False)
         baselines["bits_per_byte"] = bits_per_byte(validation_loss, following, token_bytes)
     return baselines
 

@@ -33,6 +33,7 @@ from titan_motif.components.checkpoint import CheckpointError, CompleteStepCheck
 from titan_motif.components.curriculum.loader import Batch, LoaderError, describe_step
 from titan_motif.components.curriculum.schedule import Step
 from titan_motif.components.float8 import precompute_scales
+from titan_motif.components.foreign_files import printable
 from titan_motif.components.moving_average import feed_back, passes_multiple
 from titan_motif.components.step_gate import StepRefused
 from titan_motif.components.stop_request import StopRequest
@@ -329,7 +330,7 @@ def report(error: Exception | str) -> None:
     Trainer recorded: a line that says what to do is not to be looked for in there.
     """
     if os.environ["LOCAL_RANK"] == "0":
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(f"error: {printable(str(error))}", file=sys.stderr, flush=True)
     if "TORCHELASTIC_ERROR_FILE" in os.environ:
         message = {"message": str(error), "extraInfo": {"timestamp": str(int(time.time()))}}
         Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps({"message": message}))

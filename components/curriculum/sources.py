@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from titan_motif.components.curriculum.mixing import mix
+from titan_motif.components.foreign_files import inside
 
 
 class TokenFile:
@@ -50,6 +51,7 @@ class TokenFile:
             or len(self.offsets) < 2
             or self.offsets[0] != 0
             or self.offsets[-1] != len(self.tokens)
+            or not _rises(self.offsets)
         ):
             raise ValueError(f"{offsets}: not the documents of {path} ({len(self.tokens)} tokens)")
         if self.labels is not None and (
@@ -208,7 +210,20 @@ def permuted(index: int, size: int, key: int) -> int:
 
 
 def _load(path: Path) -> np.ndarray:
+    """Return an array that is mapped, not read; an array of objects, which is a pickle, is none."""
     try:
-        return np.load(path, mmap_mode="r")
-    except (OSError, EOFError, ValueError) as error:
+        array = np.load(inside(path.parent, path.name), mmap_mode="r", allow_pickle=False)
+    except (OSError, EOFError, ValueError, OverflowError) as error:
         raise ValueError(f"{path}: cannot be read as an array: {error}") from None
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{path}: cannot be read as an array: it is an archive of several")
+    return array
+
+
+def _rises(offsets: np.ndarray) -> bool:
+    """Return whether offsets never fall, reading 8 MB at a time."""
+    step = 1 << 20
+    return all(
+        bool((np.diff(offsets[begin : begin + step + 1]) >= 0).all())
+        for begin in range(0, len(offsets), step)
+    )

@@ -70,7 +70,9 @@ def assemble(
     The order of a split is one permutation of its documents, drawn from the seed.
     """
     empty = np.empty(0, dtype=DOCUMENT)
-    documents = np.concatenate([empty, *(np.load(one.path(work, "npy")) for one in results)])
+    documents = np.concatenate(
+        [empty, *(np.load(one.path(work, "npy"), allow_pickle=False) for one in results)]
+    )
     selection = select(documents, validation_share, deduplicate)
     goes_to = np.full(len(documents), _NOWHERE, dtype=np.int64)
     outputs, splits = [], {}

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from titan_motif.components.foreign_files import inside
 from titan_motif.components.preparation import tables
 
 SUFFIXES = {
@@ -33,7 +34,8 @@ def find_inputs(given: Sequence[str], format_: str = "auto") -> list[Input]:
     """Return the files of what a user names: files, folders, patterns; each file once.
 
     Of a folder the files of the format, by their suffixes, sorted by path; hidden ones are left
-    out. If the format is named to be text, all of its files, whatever their suffix.
+    out. Links out of it are refused: what lies there may be a stranger's, a name is the user's. If
+    the format is named to be text, all of its files, whatever their suffix.
     Raises: ValueError naming what is missing or empty, or whose format is not known
     """
     if format_ not in FORMATS:
@@ -83,6 +85,11 @@ def _files_below(folder: Path, format_: str) -> list[Path]:
         for file in sorted(folder.rglob("*"))
         if file.is_file() and not any(x.startswith(".") for x in file.relative_to(folder).parts)
     ]
+    try:
+        for file in files:
+            inside(folder, file.relative_to(folder))
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}, or name it by itself") from None
     if format_ == "auto":
         files = [file for file in files if _format_of(file) is not None]
         counts = Counter(map(_format_of, files))

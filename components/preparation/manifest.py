@@ -7,12 +7,12 @@ SOURCE/validation/                       the same for the documents held out
 SOURCE/bad_lines.jsonl                   what was put aside, if anything was
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from titan_motif.components.file_hashes import file_sha256, own_sha256, write_record
+from titan_motif.components.foreign_files import MAX_RECORD_BYTES, inside, read_json
 from titan_motif.components.preparation.tokenizer import end_of_text
 
 MANIFEST = "manifest.json"
@@ -38,7 +38,7 @@ def load_manifest(folder: str | Path) -> dict[str, Any]:
     folder = Path(folder)
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_json(inside(folder, MANIFEST), MAX_RECORD_BYTES)
     except FileNotFoundError:
         raise ValueError(
             f"{path}: no such file; `titan-motif data prepare` writes it with a source"
@@ -54,6 +54,7 @@ def load_manifest(folder: str | Path) -> dict[str, Any]:
             f"{path}: edited since preparation: its content has another hash than it records; "
             "prepare it again"
         )
+    _check_form(folder, manifest)
     for name, recorded in manifest["files"].items():
         file, needed = folder / name, recorded["bytes"]
         size = file.stat().st_size if file.is_file() else None
@@ -64,6 +65,25 @@ def load_manifest(folder: str | Path) -> dict[str, Any]:
                 f"{file}: {told}{change} since preparation; the manifest says {needed} bytes"
             )
     return manifest
+
+
+def _check_form(folder: Path, manifest: dict[str, Any]) -> None:
+    """Raise ValueError, one line, unless a manifest tells of files within its folder.
+
+    Its hash does not show that: whoever makes up a manifest makes up its hash.
+    """
+    path = folder / MANIFEST
+    for key in ("files", "splits", "tokenizer"):
+        if not isinstance(manifest[key], dict):
+            raise ValueError(f"{path}: {key} is {type(manifest[key]).__name__}; a table is needed")
+    for name, recorded in manifest["files"].items():
+        try:
+            inside(folder, name)
+        except ValueError as error:
+            raise ValueError(f"{path}: lists what is not the source's: {error}") from None
+        is_whole = isinstance(recorded, dict) and type(recorded.get("bytes")) is int
+        if not (is_whole and isinstance(recorded.get("sha256"), str)):
+            raise ValueError(f"{path}: what it says of {name!r} is no size and hash")
 
 
 def verify_files(folder: str | Path, manifest: dict[str, Any]) -> Iterator[str]:
@@ -88,7 +108,10 @@ def tokenizer_sha256(folder: str | Path) -> str:
     path = Path(folder) / "tokenizer.json"
     if not path.is_file():
         raise ValueError(f"{path}: no such file; a tokenizer folder holds tokenizer.json")
-    return file_sha256(path)
+    try:
+        return file_sha256(inside(Path(folder), "tokenizer.json"))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def check_tokenizer(manifest: dict[str, Any], tokenizer_folder: str | Path) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 import tokenizers
 
 from titan_motif.components.file_hashes import file_sha256
+from titan_motif.components.foreign_files import printable
 from titan_motif.components.preparation.assemble import assemble
 from titan_motif.components.preparation.inputs import Input, find_inputs, is_unchanged
 from titan_motif.components.preparation.manifest import (
@@ -308,4 +309,4 @@ def _summarise(manifest: dict[str, Any], output: Path, seconds: float) -> None:
 
 
 def _say(text: str) -> None:
-    print(f"prepare: {text}", flush=True)
+    print(f"prepare: {printable(text)}", flush=True)

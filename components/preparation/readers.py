@@ -10,8 +10,9 @@ import zlib
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from titan_motif.components.foreign_files import MAX_JSON_BYTES
 from titan_motif.components.preparation import tables
 from titan_motif.components.preparation.inputs import Input
 from titan_motif.components.preparation.units import (
@@ -25,6 +26,10 @@ from titan_motif.components.preparation.units import (
     nesting_problem,
     text_problem,
 )
+
+MAX_LINE_BYTES = MAX_JSON_BYTES
+MAX_TEXT_BYTES = 100_000_000
+"""Of a file of plain text, which is a document."""
 
 _MARK_OF_UTF_8 = b"\xef\xbb\xbf"
 """Some editors put it at the beginning of a file."""
@@ -96,7 +101,7 @@ def _plan_lines(path: Path, num_bytes: int, unit_bytes: int) -> Iterator[Unit]:
             end = num_bytes
             if begin + unit_bytes < num_bytes:
                 file.seek(begin + unit_bytes - 1)
-                file.readline()
+                _skip_line(file)
                 end = min(file.tell(), num_bytes)
             yield Unit("jsonl", (str(path),), begin, end, end - begin)
             begin = end
@@ -128,7 +133,7 @@ def _lines(unit: Unit) -> Iterator[bytes]:
     if path.suffix == ".gz":
         try:
             with gzip.open(path, "rb") as file:
-                for number, line in enumerate(file):
+                for number, (line, _) in enumerate(_bounded_lines(file)):
                     yield line.removeprefix(_MARK_OF_UTF_8) if number == 0 else line
         except (EOFError, OSError, zlib.error) as error:
             raise ValueError(f"{path}: cannot be read as gzip ({error})") from None
@@ -136,11 +141,28 @@ def _lines(unit: Unit) -> Iterator[bytes]:
     with path.open("rb") as file:
         file.seek(unit.begin)
         position = unit.begin
-        for line in file:
+        for line, num_bytes in _bounded_lines(file):
             if position >= unit.end:
                 return
             yield line.removeprefix(_MARK_OF_UTF_8) if position == 0 else line
-            position += len(line)
+            position += num_bytes
+
+
+def _bounded_lines(file: IO[bytes]) -> Iterator[tuple[bytes, int]]:
+    """Yield lines and how long they are; of one that is too long no more than shows it."""
+    while line := file.readline(MAX_LINE_BYTES + 1):
+        is_whole = len(line) <= MAX_LINE_BYTES or line.endswith(b"\n")
+        yield line, len(line) + (0 if is_whole else _skip_line(file))
+
+
+def _skip_line(file: IO[bytes]) -> int:
+    """Read on to the next line, and return over how many bytes."""
+    num_bytes = 0
+    while piece := file.readline(1 << 20):
+        num_bytes += len(piece)
+        if piece.endswith(b"\n"):
+            break
+    return num_bytes
 
 
 def _count_lines(path: str, num_bytes: int) -> int:
@@ -166,6 +188,8 @@ def _parse(line: bytes, text_field: str, licence_field: str) -> Document | str:
 
 def _parse_row(line: bytes) -> dict[str, Any] | str:
     """Return the object of a line, or why it has none."""
+    if len(line) > MAX_LINE_BYTES:
+        return f"longer than {MAX_LINE_BYTES:,} bytes"
     try:
         row = json.loads(line.rstrip(b"\r\n").decode())
     except UnicodeDecodeError as error:
@@ -183,6 +207,10 @@ def _parse_row(line: bytes) -> dict[str, Any] | str:
 
 def _read_texts(unit: Unit) -> Iterator[Document | BadLine]:
     for file in unit.files:
+        if (size := Path(file).stat().st_size) > MAX_TEXT_BYTES:
+            told = f"{size:,} bytes; at most {MAX_TEXT_BYTES:,} are a document; it is left out"
+            yield BadLine(file, 1, told, "")
+            continue
         content = Path(file).read_bytes()
         try:
             yield Document(content.decode(), None)

@@ -1,6 +1,7 @@
 """Documents in tables: Parquet, Arrow files and streams, and Hugging Face datasets on disk.
 
-The only file that knows pyarrow and datasets.
+The only file that knows pyarrow and datasets. What they read is checked as a stranger's: pyarrow
+takes the offsets of an Arrow file as they are, datasets the names of files in a folder's state.
 """
 
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from titan_motif.components.foreign_files import check_file, inside, read_json
 from titan_motif.components.preparation.units import (
     BadLine,
     Document,
@@ -20,6 +22,7 @@ from titan_motif.components.preparation.units import (
     text_problem,
 )
 
+MAX_FILE_BYTES = 1 << 50
 BATCH_ROWS = 1024
 """Rows in memory at once, of a row group or of a dataset."""
 
@@ -63,7 +66,10 @@ def plan_dataset(folder: Path, fields: tuple[str, ...], unit_bytes: int) -> list
                 f"{folder}: holds the splits {', '.join(splits) or 'none'}; name one of them, "
                 f"such as {folder / (splits[0] if splits else 'train')}"
             )
-        folder = folder / splits[0]
+        try:
+            folder = inside(folder, splits[0])
+        except ValueError as error:
+            raise ValueError(f"{folder}: {error}") from None
     dataset = _load_dataset(str(folder))
     _check_fields(dataset.features.arrow_schema, folder, fields)
     num_rows = len(dataset)
@@ -168,6 +174,7 @@ def _arrow_batches(path: Path, unit: Unit, columns: list[str] | None) -> Iterato
             if index >= unit.end:
                 return
             if index >= unit.begin:
+                _check_batch(batch)
                 yield batch if columns is None else batch.select(columns)
 
 
@@ -175,10 +182,41 @@ def _dataset_rows(folder: Path, unit: Unit, columns: list[str] | None) -> Iterat
     dataset = _load_dataset(str(folder))
     dataset = (dataset if columns is None else dataset.select_columns(columns)).with_format("arrow")
     for begin in range(unit.begin, unit.end, BATCH_ROWS):
-        yield dataset[begin : min(begin + BATCH_ROWS, unit.end)]
+        table = dataset[begin : min(begin + BATCH_ROWS, unit.end)]
+        _check_batch(table)
+        yield table
 
 
 _BATCHES = {"parquet": _parquet_batches, "arrow": _arrow_batches, "huggingface": _dataset_rows}
+
+
+def _check_batch(batch: pa.RecordBatch | pa.Table) -> None:
+    """Raise pa.ArrowInvalid if a value would be read from outside of a batch's memory.
+
+    A text that is no UTF-8 is told later, by its row.
+    """
+    try:
+        batch.validate(full=True)
+    except pa.ArrowInvalid as error:
+        if "UTF8" not in str(error):
+            raise
+        for column in batch.columns:
+            for part in getattr(column, "chunks", [column]):
+                part.view(_of_bytes(part.type)).validate(full=True)
+
+
+def _of_bytes(kind: pa.DataType) -> pa.DataType:
+    """Return a type with bytes where another has texts."""
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return pa.binary() if pa.types.is_string(kind) else pa.large_binary()
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_of_bytes(field.type)) for field in kind])
+    if pa.types.is_map(kind):
+        return pa.map_(_of_bytes(kind.key_type), _of_bytes(kind.item_type))
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        inner = kind.value_field.with_type(_of_bytes(kind.value_type))
+        return pa.list_(inner) if pa.types.is_list(kind) else pa.large_list(inner)
+    return kind
 
 
 def _open_parquet(path: Path) -> pq.ParquetFile:
@@ -209,9 +247,17 @@ def _load_dataset(folder: str) -> Any:
     import datasets  # two seconds, which the other formats do not need
 
     try:
+        _check_dataset(Path(folder))
         return datasets.load_from_disk(folder)
-    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # of hostile settings it raises anything
         raise _broken(Path(folder), "a dataset", error) from None
+
+
+def _check_dataset(folder: Path) -> None:
+    """Raise ValueError, a reason, if a dataset's own files name files outside of its folder."""
+    read_json(inside(folder, "dataset_info.json"))
+    for file in read_json(inside(folder, "state.json"))["_data_files"]:
+        check_file(inside(folder, file["filename"]), MAX_FILE_BYTES)
 
 
 def _cut(format_: str, path: Path, sizes: list[tuple[int, int]], unit_bytes: int) -> list[Unit]:

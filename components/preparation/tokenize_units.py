@@ -21,6 +21,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
+from titan_motif.components.foreign_files import MAX_RECORD_BYTES, read_json
 from titan_motif.components.preparation.readers import read_unit
 from titan_motif.components.preparation.tokenizer import DocumentTokenizer, load_tokenizer
 from titan_motif.components.preparation.units import BadLine, Document, Unit
@@ -67,7 +68,7 @@ class UnitResult(NamedTuple):
 def finished_unit(work: Path, index: int) -> UnitResult | None:
     """Return what an earlier start found in a unit, if it came to its end."""
     try:
-        content = json.loads(_path(work, index, "json").read_text(encoding="utf-8"))
+        content = read_json(_path(work, index, "json"), MAX_RECORD_BYTES)
     except FileNotFoundError:
         return None
     bad_lines = [BadLine(*line) for line in content.pop("bad_lines")]

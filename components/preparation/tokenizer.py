@@ -8,6 +8,12 @@ from typing import NamedTuple
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from titan_motif.components.preparation.foreign_tokenizer import (
+    SETTINGS,
+    read_checked,
+    tokenizer_settings,
+)
+
 END_OF_TEXT = "<|endoftext|>"
 SPECIAL_TOKENS = (
     END_OF_TEXT,
@@ -131,15 +137,9 @@ class DocumentTokenizer(NamedTuple):
 def read_tokenizer(folder: str | Path) -> Tokenizer:
     """Return what a folder's tokenizer.json holds, without its limits on length and its padding.
 
-    Raises: ValueError if it is missing or damaged
+    Raises: ValueError if it is missing or damaged, or what `read_checked` refuses
     """
-    path = Path(folder) / "tokenizer.json"
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; a tokenizer folder holds tokenizer.json")
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises nothing more special
-        raise ValueError(f"{path}: cannot be read as a tokenizer ({error})") from None
+    tokenizer = read_checked(folder)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
@@ -176,12 +176,8 @@ def end_of_text(folder: str | Path) -> str:
 
     Raises: ValueError if the file is damaged
     """
-    config_file = Path(folder) / "tokenizer_config.json"
-    if not config_file.is_file():
-        return END_OF_TEXT
-    try:
-        config = json.loads(config_file.read_text(encoding="utf-8"))
-        token = config.get("eos_token") or END_OF_TEXT
-        return token["content"] if isinstance(token, dict) else token
-    except (ValueError, KeyError, AttributeError) as error:
-        raise ValueError(f"{config_file}: cannot be read ({error})") from None
+    token = tokenizer_settings(folder).get("eos_token") or END_OF_TEXT
+    text = token.get("content") if isinstance(token, dict) else token
+    if not isinstance(text, str):
+        raise ValueError(f"{Path(folder) / SETTINGS}: cannot be read (eos_token is no text)")
+    return text

@@ -3,12 +3,11 @@
 from textwrap import shorten
 from typing import NamedTuple
 
+from titan_motif.components.foreign_files import MAX_NESTING, is_too_deep, printable
+
 UNIT_BYTES = 8_000_000
 """About how much text a unit holds: seconds of work, so that a kill loses little."""
 
-
-MAX_NESTING = 100
-"""Objects and lists within one another, of a row."""
 TOO_DEEP = f"nested more than {MAX_NESTING} deep"
 
 
@@ -45,28 +44,18 @@ class BadLine(NamedTuple):
     """Its first 200 characters."""
 
     def __str__(self) -> str:
-        return f"{self.file}, line {self.line}: {self.reason}"
+        return printable(f"{self.file}, line {self.line}: {self.reason}")
 
 
 def field_problem(fields: list[str], name: str) -> str:
     """Return why a row has no document, the fields that it has named."""
     shown = shorten(", ".join(fields), 200, placeholder=" ...") or "none"
-    shown = shown.encode(errors="backslashreplace").decode()
-    return f"no field {name!r}; its fields are {shown}"
+    return f"no field {name!r}; its fields are {printable(shown)}"
 
 
 def nesting_problem(value: object) -> str | None:
-    """Return what is wrong with how deep a value is nested, None if nothing is.
-
-    Whatever walks over it later (JSON, templates, what compares rows) has a limit of its own.
-    """
-    level = [value] if isinstance(value, dict | list | tuple) else []
-    for _ in range(MAX_NESTING):
-        inside = (outer.values() if isinstance(outer, dict) else outer for outer in level)
-        level = [x for inner in inside for x in inner if isinstance(x, dict | list | tuple)]
-        if not level:
-            return None
-    return TOO_DEEP
+    """Return what is wrong with how deep a value is nested, None if nothing is."""
+    return TOO_DEEP if is_too_deep(value) else None
 
 
 def text_problem(text: object, name: str) -> str | None:

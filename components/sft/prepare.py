@@ -23,6 +23,7 @@ from typing import Any, Literal
 import numpy as np
 import tokenizers
 
+from titan_motif.components.foreign_files import printable
 from titan_motif.components.preparation.assemble import SPLITS
 from titan_motif.components.preparation.inputs import Input, find_inputs
 from titan_motif.components.preparation.manifest import tokenizer_sha256, write_manifest
@@ -297,4 +298,4 @@ def _warn(manifest: dict[str, Any]) -> None:
 
 
 def _say(text: str) -> None:
-    print(f"chat: {text}", flush=True)
+    print(f"chat: {printable(text)}", flush=True)

@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from titan_motif.components.foreign_files import printable
 from titan_motif.corpus.prepare import prepare
 
 
@@ -21,7 +22,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         prepare(options.output, options.vocab_size, options.megabytes, options.seed)
     except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     return 0
 

@@ -1,8 +1,9 @@
 """The manifest of a prepared corpus: its settings, its counts, and a hash of every file."""
 
-import json
 from pathlib import Path
 from typing import Any
+
+from titan_motif.components.foreign_files import inside, read_json
 
 MANIFEST = "manifest.json"
 FORMAT = 2
@@ -17,7 +18,7 @@ def load_manifest(folder: str | Path) -> dict[str, Any]:
     path = folder / MANIFEST
     again = f"prepare it with: python -m titan_motif.corpus --output {folder}"
     try:
-        manifest = json.loads(path.read_text())
+        manifest = read_json(inside(folder, MANIFEST))
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file; {again}") from None
     except (OSError, ValueError) as error:
@@ -25,7 +26,10 @@ def load_manifest(folder: str | Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise ValueError(f"{path}: not a manifest of format {FORMAT}; {again}")
     for name, recorded in manifest["files"].items():
-        file = folder / name
+        try:
+            file = inside(folder, name)
+        except ValueError as error:
+            raise ValueError(f"{path}: lists what is not the corpus's: {error}") from None
         size = file.stat().st_size if file.is_file() else None
         if size != recorded["bytes"]:
             found = "missing" if size is None else f"{size} bytes long"
@@ -36,7 +40,7 @@ def load_manifest(folder: str | Path) -> dict[str, Any]:
 def has_manifest(folder: str | Path) -> bool:
     """Return whether a folder holds a manifest of ours, of any format, whole or not its files."""
     try:
-        manifest = json.loads((Path(folder) / MANIFEST).read_text())
+        manifest = read_json(Path(folder) / MANIFEST)
     except (OSError, ValueError):
         return False
     return isinstance(manifest, dict) and {"format", "settings", "files"} <= manifest.keys()

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from titan_motif.components.curriculum.sources import TokenFile
+from titan_motif.components.foreign_files import printable
 from titan_motif.components.preparation.assemble import SPLITS
 from titan_motif.components.preparation.manifest import (
     MANIFEST,
@@ -68,7 +69,11 @@ def main(options: Options) -> None:
     samples = _samples(options)
     for sample in samples:
         print(f"\n--- document {sample['document']}, {sample['tokens']:,} tokens")
-        print(sample["text"] if "text" in sample else " ".join(map(str, sample["ids"])))
+        print(
+            printable(sample["text"], "\n\t")
+            if "text" in sample
+            else " ".join(map(str, sample["ids"]))
+        )
     kept = ("licences", "duplicates", "deduplicated", "empty", "bad_lines", "tokenizer")
     content = {"splits": found, "samples": samples}
     content |= {name: manifest[name] for name in kept if name in manifest}
@@ -183,7 +188,7 @@ def _print_manifest(manifest: dict[str, Any]) -> None:
         f"{tokenizer['end_of_text']} ({tokenizer['end_id']}), SHA-256 {tokenizer['sha256'][:12]}..."
     )
     for licence, count in manifest["licences"].items():
-        print(f"licence {licence}: {count:,} documents")
+        print(f"licence {printable(str(licence))}: {count:,} documents")
 
 
 def _verify(folder: Path, manifest: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ import tyro
 import titan_motif.device as default_device  # before anything of torchtitan
 
 # isort: split
+from titan_motif.components.foreign_files import parse_json, printable, read_text
 from titan_motif.components.preparation.tokenizer import DocumentTokenizer, load_tokenizer
 from titan_motif.components.sft.conversations import Message
 from titan_motif.evaluation.chat import ChatPrompts, check_text
@@ -29,6 +30,9 @@ from titan_motif.evaluation.loading import (
 from titan_motif.evaluation.next_token import Sampling
 from titan_motif.evaluation.text_stream import TextStream
 from titan_motif.model import Motif2Model
+
+MAX_PROMPTS_BYTES = 100_000_000
+"""Of a file of prompts."""
 
 
 @dataclass
@@ -134,13 +138,15 @@ def _texts(options: Options) -> list[str]:
         return list(options.prompt)
     file = options.prompts_file
     try:
-        content = file.read_bytes().decode("utf-8-sig")
+        content = read_text(file, MAX_PROMPTS_BYTES).removeprefix("\ufeff")
     except FileNotFoundError:
         raise ValueError(f"{file}: no such file") from None
     except OSError as error:
         raise ValueError(f"{file}: cannot be read as a file ({error.strerror})") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{file}: is not UTF-8 ({error})") from None
+    except ValueError as error:
+        raise ValueError(f"{file}: cannot be read as a file ({error})") from None
     # Newlines alone: what else str.splitlines takes for one may stand in a text.
     lines = [line.removesuffix("\r") for line in content.split("\n")]
     texts = [line for line in lines if line.strip()]
@@ -153,7 +159,7 @@ def _texts(options: Options) -> list[str]:
 
 def _prompt_of(file: Path, number: int, line: str) -> str:
     try:
-        found = json.loads(line)
+        found = parse_json(line)
     except ValueError as error:
         raise ValueError(f"{file}: line {number} is no JSON ({error})") from None
     if not isinstance(found, dict) or not isinstance(found.get("prompt"), str):
@@ -216,7 +222,7 @@ class _Generator:
                 here = rows[number * samples : (number + 1) * samples]
                 for continuation, text in here:
                     told = f", sample {continuation.sample + 1}" if samples > 1 else ""
-                    print(f"--- prompt {begin + number + 1}{told}\n{text}", flush=True)
+                    print(f"--- prompt {begin + number + 1}{told}\n{_shown(text)}", flush=True)
                 yield _entry(texts[begin + number], here)
 
     def run(
@@ -233,7 +239,7 @@ class _Generator:
         def take(row: int, token: int) -> bool:
             new = streams[row].push(token)
             if is_streaming:
-                print(new, end="", flush=True)
+                print(_shown(new), end="", flush=True)
             return streams[row].is_stopped
 
         rows = continue_prompts(
@@ -248,8 +254,13 @@ class _Generator:
         )
         rest = [stream.finish() for stream in streams]
         if is_streaming:
-            print(rest[0], flush=True)
+            print(_shown(rest[0]), flush=True)
         return [(row, stream.text) for row, stream in zip(rows, streams, strict=True)]
+
+
+def _shown(text: str) -> str:
+    """Return a model's text as it is, on a terminal without what would steer it."""
+    return printable(text, "\n\t") if sys.stdout.isatty() else text
 
 
 def _converse(prompter: _Prompter, generator: _Generator) -> Iterator[dict[str, Any]]:

@@ -24,6 +24,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
 from tqdm import tqdm
 
+from titan_motif.components.preparation.foreign_tokenizer import tokenizer_settings
 from titan_motif.components.preparation.tokenizer import load_tokenizer
 from titan_motif.components.sft.conversations import Conversation, Message
 from titan_motif.components.sft.template import ChatTemplate
@@ -260,11 +261,9 @@ class HarnessModel(TemplateLM):
 
 def _beginning(folder: Path, id_of: Any, end: int) -> int:
     """Return the id of the tokenizer's bos_token, of its end-of-text token if it has none."""
-    file = folder / "tokenizer_config.json"
-    settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    token = settings.get("bos_token")
+    token = tokenizer_settings(folder).get("bos_token")
     token = token.get("content") if isinstance(token, dict) else token
-    found = None if token is None else id_of(token)
+    found = id_of(token) if isinstance(token, str) else None
     return end if found is None else found
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from titan_motif.components.foreign_files import MAX_RECORD_BYTES, read_json
 from titan_motif.components.preparation.manifest import tokenizer_sha256
 from titan_motif.components.preparation.prepare import PrepareOptions, prepare_source
 from titan_motif.components.preparation.tokenizer import save_tokenizer, train_tokenizer
@@ -98,7 +99,7 @@ def _make(folder: Path, settings: DataSettings, made_of: dict[str, Any]) -> dict
 
 def _read_record(file: Path, made_of: dict[str, Any]) -> dict[str, Any]:
     try:
-        record = json.loads(file.read_text())
+        record = read_json(file, MAX_RECORD_BYTES, is_record=True)
         found = record["settings"]
     except (json.JSONDecodeError, KeyError, TypeError):
         raise ValueError(f"{file}: is no record of prepared data") from None

@@ -4,7 +4,6 @@ import titan_motif.device  # noqa: F401  (before anything of torchtitan)
 
 # isort: split
 import dataclasses
-import json
 import shutil
 import sys
 from functools import cached_property
@@ -13,6 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from titan_motif.components.foreign_files import MAX_RECORD_BYTES, read_json
 from titan_motif.components.saved_steps import step_to_begin_from
 from titan_motif.corpus.prepare import GROUPS
 from titan_motif.experiments.builtin_corpus import files_sha256, prepare_builtin
@@ -166,7 +166,7 @@ class Growth:
         command += ["--to", str(to), "--config", str(self.base.config), "--json", str(figures)]
         command += ["--snr-db", str(SNR_DB), "--seed", str(seed)]
         run_and_show(command, self.devices.environment, "growing")
-        return json.loads(figures.read_text())["differences"]
+        return read_json(figures, MAX_RECORD_BYTES, is_record=True)["differences"]
 
     def tell(self, row: Row) -> str:
         """Return a finished cell in a line."""

@@ -3,13 +3,13 @@
 import titan_motif.device  # noqa: F401  (before anything of torchtitan)
 
 # isort: split
-import json
 import shutil
 import sys
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from titan_motif.bench.muon import NUM_STEPS, matrices_of
+from titan_motif.components.foreign_files import MAX_RECORD_BYTES, read_json
 from titan_motif.components.muon.cost_model import DEFAULT_RATES
 from titan_motif.experiments.cells import Cell
 from titan_motif.experiments.job import CellOptions, launcher, run_and_show
@@ -106,7 +106,7 @@ class MuonExperiment:
         command = [*launch, "-m", "titan_motif.cli", "bench", "muon"]
         command += [*self.words(arm), "--seed", str(cell.seed), "--json", str(figures)]
         run_and_show(command, self.devices.environment, "timing")
-        return json.loads(figures.read_text())
+        return read_json(figures, MAX_RECORD_BYTES, is_record=True)
 
     def tell(self, row: Row) -> str:
         """Return a finished cell in a line."""

@@ -1,11 +1,11 @@
 """What a training run has recorded, thinned to what a page shows."""
 
-import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from titan_motif.components.foreign_files import read_json
 from titan_motif.components.history import read_history
 from titan_motif.run_folder import SUMMARY
 
@@ -19,7 +19,7 @@ Curve = dict[str, list[float]]
 def read_cell_run(folder: Path) -> dict[str, Any]:
     """Return a finished run's summary, and its curves of losses."""
     history = read_history(folder)
-    summary = json.loads((folder / SUMMARY).read_text())
+    summary = read_json(folder / SUMMARY, is_record=True)
     rates = [entry["tokens_per_second"] for entry in history if "tokens_per_second" in entry]
     kept = ("step", "tokens_seen", "validation_loss", "validation_losses")
     return {

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from titan_motif.components.dcp_files import write_dcp
 from titan_motif.components.file_hashes import file_sha256
+from titan_motif.components.foreign_files import read_json
 from titan_motif.components.progress import byte_progress
 from titan_motif.components.safetensors_files import (
     SafetensorsFolder,
@@ -217,7 +218,9 @@ def _plan(source: ModelFiles, large: Motif2ModelArgs, options: GrowthOptions) ->
 
 def _already_there(to: Path, plan: dict[str, Any]) -> Path:
     report = to / REPORT
-    if report.is_file() and json.loads(report.read_text())["plan"] == json.loads(json.dumps(plan)):
+    if report.is_file() and read_json(report, is_record=True)["plan"] == json.loads(
+        json.dumps(plan)
+    ):
         problem = content_problem(to)
         if problem is None:
             return to

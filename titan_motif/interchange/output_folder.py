@@ -8,6 +8,7 @@ from typing import Annotated
 
 import tyro
 
+from titan_motif.components.foreign_files import inside
 from titan_motif.components.preparation.work_folder import locked
 
 From = Annotated[Path, tyro.conf.arg(name="from")]
@@ -19,10 +20,16 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jin
 
 
 def copy_files(source: Path, to: Path, names: Iterable[str]) -> None:
-    """Copy those files that are there."""
+    """Copy those files that are there.
+
+    Raises: ValueError, one line, if one is a link out of the folder
+    """
     for name in names:
         if (source / name).is_file():
-            shutil.copyfile(source / name, to / name)
+            try:
+                shutil.copyfile(inside(source, name), to / name)
+            except ValueError as error:
+                raise ValueError(f"{source}: {error}") from None
 
 
 @contextmanager

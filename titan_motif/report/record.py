@@ -1,7 +1,5 @@
 """What a run has written, read as far as it is there and can be read."""
 
-import json
-import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -10,6 +8,7 @@ from typing import Any
 
 import tomli
 
+from titan_motif.components.foreign_files import inside, parse_json, read_text
 from titan_motif.components.history import (
     HISTORY_FILE,
     STARTS_FILE,
@@ -78,55 +77,96 @@ def read_run(folder: Path) -> RunRecord:
     if not any((folder / name).is_file() for name in known):
         raise ValueError(f"{folder}: holds no run: none of {', '.join(known)} is there")
     run = RunRecord(folder)
-    entries, broken_entries = read_lines(folder / HISTORY_FILE)
+    entries, broken_entries = _read_lines(run, HISTORY_FILE)
     run.history = in_order(entries)
-    run.starts, broken_starts = read_lines(folder / STARTS_FILE)
+    run.starts, broken_starts = _read_lines(run, STARTS_FILE)
     for name, count in ((HISTORY_FILE, broken_entries), (STARTS_FILE, broken_starts)):
         if count:
             plural = "line" if count == 1 else "lines"
             run.problems.append(f"{name}: {count} {plural} could not be read and are left out")
-    run.summary = _read_table(run, folder / SUMMARY, json.loads)
+    run.summary = _read_table(run, SUMMARY)
     if run.summary and type(run.summary.get("step")) is not int:
         run.problems.append(f"{SUMMARY}: names no step and is left out")
         run.summary = {}
-    run.environment = _read_table(run, folder / ENVIRONMENT, json.loads)
-    run.config = _read_table(run, folder / RESOLVED_CONFIG, tomli.loads)
-    if (folder / RESOLVED_CONFIG).is_file():
-        run.config_text = (folder / RESOLVED_CONFIG).read_text(errors="replace")
-    run.checkpoints = [
-        (saved, sum(file.stat().st_size for file in Path(saved.path).rglob("*") if file.is_file()))
-        for saved in saved_steps(folder / str(run.setting("checkpoint.folder", "checkpoint")))
-    ]
+    run.config_text = _text_of(run, RESOLVED_CONFIG) or ""
+    run.config = _parsed(run, RESOLVED_CONFIG, run.config_text, tomli.loads)
+    run.checkpoints = _read_checkpoints(run)
     run.evaluations = list(_read_evaluations(run))
     return run
 
 
 def is_number(value: Any) -> bool:
     """Return whether a value can be drawn: a finite number."""
-    return type(value) in (int, float) and math.isfinite(value)
+    return type(value) in (int, float) and abs(value) < 1e300
 
 
-def _read_table(run: RunRecord, path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
+def _read_table(run: RunRecord, name: str) -> dict[str, Any]:
     """Return a file's table; an empty one if it is not there, or, which is told, not readable."""
-    if not path.is_file():
-        return {}
+    text = _text_of(run, name)
+    return _parsed(run, name, text, _json) if text is not None else {}
+
+
+def _json(text: str) -> Any:
+    return parse_json(text, is_record=True)
+
+
+def _text_of(run: RunRecord, name: str) -> str | None:
+    """Return a file's text; None if it is not there, or, which is told, not readable."""
+    if not (run.folder / name).is_file():
+        return None
     try:
-        table = parse(path.read_text())
+        return read_text(inside(run.folder, name))
     except (OSError, ValueError) as error:
-        first_line = str(error).partition("\n")[0]
-        run.problems.append(f"{path.name}: cannot be read ({first_line})")
+        _tell(run, name, error)
+        return None
+
+
+def _parsed(run: RunRecord, name: str, text: str, parse: Callable[[str], Any]) -> dict[str, Any]:
+    try:
+        table = parse(text)
+    except (ValueError, RecursionError) as error:
+        _tell(run, name, error)
         return {}
     if not isinstance(table, dict):
-        run.problems.append(f"{path.name}: cannot be read (no table)")
+        _tell(run, name, "no table")
         return {}
     return table
+
+
+def _tell(run: RunRecord, name: str, problem: object) -> None:
+    first_line = str(problem).partition("\n")[0]
+    run.problems.append(f"{Path(name).name}: cannot be read ({first_line})")
+
+
+def _read_lines(run: RunRecord, name: str) -> tuple[list[dict[str, Any]], int]:
+    try:
+        return read_lines(inside(run.folder, name))
+    except ValueError as error:
+        _tell(run, name, error)
+        return [], 0
+
+
+def _read_checkpoints(run: RunRecord) -> list[tuple[SavedStep, int]]:
+    """Return the saved steps and their bytes; of steps that lie elsewhere, none."""
+    name = str(run.setting("checkpoint.folder", "checkpoint"))
+    try:
+        folder = inside(run.folder, name)
+        for path in folder.glob("step-*"):
+            inside(run.folder, path.relative_to(run.folder))
+    except (OSError, ValueError) as error:
+        run.problems.append(f"saved steps: not looked for in checkpoint.folder: {error}")
+        return []
+    return [
+        (saved, sum(file.stat().st_size for file in Path(saved.path).rglob("*") if file.is_file()))
+        for saved in saved_steps(folder)
+    ]
 
 
 def _read_evaluations(run: RunRecord) -> Iterator[dict[str, Any]]:
     found = []
     for path in (run.folder / EVALUATIONS).glob("step-*.json"):
         named = re.fullmatch(r"step-(\d+)\.json", path.name)
-        table = _read_table(run, path, json.loads) if named else {}
+        table = _read_table(run, f"{EVALUATIONS}/{path.name}") if named else {}
         if not table:
             continue
         tasks = table.get("tasks")

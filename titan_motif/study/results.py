@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from titan_motif.components.foreign_files import MAX_RECORD_BYTES, read_json
 from titan_motif.components.whole_files import alone_in, replace_text
 from titan_motif.study.runner import Row
 
@@ -45,9 +46,9 @@ class Results:
     def _read(self) -> dict[str, Row]:
         """Return the rows of the file."""
         try:
-            content = json.loads(self.path.read_text())
+            content = read_json(self.path, MAX_RECORD_BYTES, is_record=True)
             found, rows = content["settings"], content["cells"]
-        except (json.JSONDecodeError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError):
             raise ValueError(f"{self.path}: holds no results of a study") from None
         # As they come back from a file: lists for tuples.
         own = json.loads(json.dumps(self.settings))

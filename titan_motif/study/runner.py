@@ -17,6 +17,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
+from titan_motif.components.foreign_files import read_json
 from titan_motif.components.whole_files import replace_text
 
 Row = dict[str, Any]
@@ -57,7 +58,7 @@ def run_module(
         command = [sys.executable, "-m", module, str(row_file), *arguments]
         code = _run(command, environment, output_file, timeout_seconds)
         if row_file.is_file():  # whatever came after it
-            return json.loads(row_file.read_text())
+            return read_json(row_file, is_record=True)
         if code is None:
             return {"error": f"timed out after {timeout_seconds:g} s"}
         return {"error": _how_it_ended(code, output_file.read_text(errors="replace"))}

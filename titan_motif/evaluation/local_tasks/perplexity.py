@@ -6,13 +6,13 @@ figures are near these, not the same. Bits per byte compare models of different 
 """
 
 import functools
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from titan_motif.components.curriculum.sources import TokenFile
+from titan_motif.components.foreign_files import inside, read_json
 from titan_motif.components.preparation.manifest import MANIFEST, tokenizer_sha256
 from titan_motif.components.preparation.tokenizer import load_tokenizer
 from titan_motif.config import JobConfig
@@ -117,7 +117,11 @@ def _check_tokenizer(folder: Path, tokenizer_folder: Path) -> None:
 
 @functools.cache
 def _recorded_sha256(source: Path) -> str | None:
-    tokenizer = json.loads((source / MANIFEST).read_text()).get("tokenizer")
+    try:
+        manifest = read_json(inside(source, MANIFEST))
+    except ValueError as error:
+        raise ValueError(f"{source / MANIFEST}: cannot be read as JSON ({error})") from None
+    tokenizer = manifest.get("tokenizer") if isinstance(manifest, dict) else None
     return tokenizer.get("sha256") if isinstance(tokenizer, dict) else None
 
 
