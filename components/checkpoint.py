@@ -3,8 +3,9 @@
 The manager of torchtitan 0.2.2 counts every directory with "step-N" in its name when it keeps the
 last k, so that partial saves can push good ones out; starts from random weights where it was told
 to load and finds only a partial step; stops nobody from leaving while an asynchronous save still
-runs; and loads whatever bytes lie there. This one seals each step when all of it is written
-(`seal.py`), reads it whole against its seal before loading, and says what it does.
+runs; and loads whatever bytes lie there, unpickling them. This one seals each step when all of it
+is written (`seal.py`), reads it whole against its seal before loading, unpickles nothing
+(`dcp_reader.py`), and says what it does.
 """
 
 import re
@@ -19,10 +20,11 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
-from torchtitan.components.checkpoint import DATALOADER, AsyncMode, CheckpointManager
+from torchtitan.components.checkpoint import DATALOADER, MODEL, AsyncMode, CheckpointManager
 from torchtitan.tools.logging import logger
 from torchtitan.tools.utils import GarbageCollection
 
+from titan_motif.components.dcp_reader import CheckedPlanner, CheckedReader
 from titan_motif.components.saved_steps import (
     SavedStep,
     beginning_problem,
@@ -261,6 +263,18 @@ class CompleteStepCheckpointManager(CheckpointManager):
             raise CheckpointError(f"{path}: {failure}")
         logger.info(f"beginning from the weights of {path}")
         return True
+
+    def dcp_load(
+        self, state_dict: dict[str, Any], checkpoint_id: str, from_hf: bool, from_quantized: bool
+    ) -> None:
+        """Load as torchtitan does, but run no pickle of the directory."""
+        if from_hf:
+            super().dcp_load(state_dict, checkpoint_id, from_hf, from_quantized)
+            return
+        reader, planner = CheckedReader(checkpoint_id), CheckedPlanner()
+        dcp.load(state_dict, storage_reader=reader, planner=planner)
+        if MODEL in self.states:  # its tensors stand in the state by their own names
+            self.states[MODEL].load_state_dict(state_dict)
 
     # ---- saving
 

@@ -8,10 +8,12 @@ from pathlib import Path
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemReader
+from torch.distributed.checkpoint import DefaultSavePlanner
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
 
+from titan_motif.components.dcp_metadata import read_metadata
+from titan_motif.components.dcp_reader import CheckedPlanner, CheckedReader
 from titan_motif.components.safetensors_files import TensorShape
 from titan_motif.components.seal import content_problem, seal_problem
 from titan_motif.components.sealing_writer import SealingWriter
@@ -36,7 +38,8 @@ class DcpFolder:
             problem = content_problem(self.folder)
         if problem is not None:
             raise ValueError(f"{self.folder}: {problem}")
-        entries = FileSystemReader(self.folder).read_metadata().state_dict_metadata
+        self._metadata = read_metadata(self.folder)
+        entries = self._metadata.state_dict_metadata
         found = {
             name: TensorShape(tuple(entry.size), entry.properties.dtype)
             for name, entry in entries.items()
@@ -46,11 +49,19 @@ class DcpFolder:
         self.states = {n: s for n, s in found.items() if n.startswith(OPTIMIZER)}
 
     def read(self, name: str) -> Tensor:
-        """Return a tensor whole; KeyError if there is none of that name."""
+        """Return a tensor whole; KeyError if there is none of that name.
+
+        Raises: ValueError, one line, if the files do not hold it
+        """
         shape, dtype = (self.tensors | self.states)[name]
         state = {name: torch.empty(shape, dtype=dtype)}
-        with _as_one_process():
-            dcp.load(state, storage_reader=FileSystemReader(self.folder), no_dist=True)
+        try:
+            with _as_one_process():
+                reader, planner = CheckedReader(self.folder, self._metadata), CheckedPlanner()
+                dcp.load(state, storage_reader=reader, planner=planner, no_dist=True)
+        except (Exception, CheckpointException) as error:  # damaged files raise anything
+            told = str(_inner(error)).partition("\n")[0]
+            raise ValueError(f"{self.folder}: {name} cannot be read ({told})") from None
         return state[name]
 
 
@@ -89,10 +100,17 @@ def write_dcp(
                 no_dist=True,
             )
     except CheckpointException as error:  # what `make` raised, wrapped, and no Exception
-        inner = next(iter(error.failures.values()))[0]
+        inner = _inner(error)
         if isinstance(inner, OSError):
             raise ValueError(f"{folder}: cannot be written ({inner.strerror})") from None
         raise inner from None
+
+
+def _inner(error: BaseException) -> BaseException:
+    """Return what was raised within DCP, which wraps it."""
+    if isinstance(error, CheckpointException):
+        return next(iter(error.failures.values()))[0]
+    return error
 
 
 @contextmanager

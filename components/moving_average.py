@@ -6,6 +6,7 @@ from torch import nn
 from torchtitan.tools.logging import logger
 
 from titan_motif.components.checkpoint import CompleteStepCheckpointManager
+from titan_motif.components.dcp_reader import CheckedPlanner, CheckedReader
 
 
 def passes_multiple(tokens_before: int, tokens: int, interval: int) -> bool:
@@ -43,7 +44,8 @@ def feed_back(
     total = {name: torch.zeros_like(v, dtype=kinds[name]) for name, v in state.items()}
     read = {name: torch.empty_like(value) for name, value in state.items()}
     for one in saved:
-        dcp.load(read, checkpoint_id=one.path)
+        reader, planner = CheckedReader(one.path), CheckedPlanner()
+        dcp.load(read, storage_reader=reader, planner=planner)
         for name, value in read.items():
             total[name] += value
     for name, value in state.items():

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.distributed.checkpoint.stateful import Stateful
 from torch.utils._pytree import tree_leaves
 
+from titan_motif.components.dcp_metadata import METADATA
 from titan_motif.components.safetensors_files import INDEX
 from titan_motif.components.seal import is_sealed, is_unfinished, seal_problem, sealed_names
-from titan_motif.components.sealing_writer import METADATA
 
 _STEP = re.compile(r"step-(0|[1-9][0-9]*)")
 """As they are written: step-015 and step-15 would be two of one number."""

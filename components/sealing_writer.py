@@ -5,15 +5,15 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
+from titan_motif.components.dcp_metadata import read_metadata
+from titan_motif.components.foreign_files import inside
 from titan_motif.components.seal import Part, break_seal, hash_file, write_seal
-
-METADATA = ".metadata"
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,12 @@ class SealingWriter(FileSystemWriter):
 
 def _seal(folder: Path, files: dict[str, dict[str, Any]]) -> None:
     """Seal these files and all others of the folder, the .metadata among them."""
-    others = (path for path in folder.iterdir() if path.is_file() and path.name not in files)
-    write_seal(folder, files | {path.name: hash_file(path) for path in others})
+    names = [x.name for x in folder.iterdir() if x.is_file() and x.name not in files]
+    try:
+        others = {name: hash_file(inside(folder, name)) for name in names}
+    except ValueError as error:
+        raise ValueError(f"{folder}: cannot be sealed: {error}") from None
+    write_seal(folder, files | others)
 
 
 def _part(index: MetadataIndex, where: Any) -> Part:
@@ -71,23 +75,11 @@ def _part(index: MetadataIndex, where: Any) -> Part:
 def seal_dcp(folder: Path) -> None:
     """Seal a DCP directory that something else wrote.
 
-    It is unpickled for that: of trusted directories alone.
     Raises: ValueError if its .metadata is missing or damaged, or names what is not there
     """
     break_seal(folder)
-    if not (folder / METADATA).is_file():
-        raise ValueError(f"{folder / METADATA}: no such file; its save did not finish")
-    try:
-        entries = FileSystemReader(folder).read_metadata().storage_data or {}
-        by_file = defaultdict(list)
-        for index, where in entries.items():
-            by_file[where.relative_path].append(_part(index, where))
-    except Exception as error:  # a damaged pickle raises anything
-        raise ValueError(f"{folder / METADATA}: cannot be read ({type(error).__name__})") from None
-    for name, parts in by_file.items():
-        path, needed = folder / name, max(part.end for part in parts)
-        size = path.stat().st_size if path.is_file() else 0
-        if size < needed:
-            raise ValueError(f"{path}: {size} bytes; its .metadata needs {needed}")
+    by_file = defaultdict(list)
+    for index, where in read_metadata(folder).storage_data.items():
+        by_file[where.relative_path].append(_part(index, where))
     files = {name: hash_file(folder / name, parts) for name, parts in by_file.items()}
     _seal(folder, files)

@@ -19,8 +19,7 @@ from titan_motif.components.sealing_writer import seal_dcp
 class Options:
     """Record the hash of every file and tensor of a checkpoint, so that damage will be found.
 
-    Of a DCP directory the metadata are unpickled, which runs what they hold: of trusted ones alone.
-    One that is sealed already is read whole and compared.
+    Nothing in it is run. One that is sealed already is read whole and compared.
 
     Example: titan-motif seal outputs/old/checkpoint/step-1000
     """

@@ -1,0 +1,135 @@
+"""The metadata of a DCP directory are read as data: nothing that they name is called."""
+
+import io
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata
+
+from titan_motif.components.dcp_metadata import METADATA, read_metadata
+from titan_motif.components.dcp_reader import CheckedPlanner, CheckedReader
+from titan_motif.components.sealing_writer import SealingWriter
+
+STATE = {
+    "weight": torch.arange(6.0).view(2, 3),
+    "half": torch.ones(4, dtype=torch.bfloat16),
+    "state": {"step": 7, "name": "a", "rates": [0.1, None, True], "betas": (0.9, 0.95)},
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    dcp.save(STATE, storage_writer=SealingWriter(tmp_path / "step"), no_dist=True)
+    return tmp_path / "step"
+
+
+def theirs(folder: Path) -> Metadata:
+    return FileSystemReader(folder).read_metadata()
+
+
+def change(folder: Path, **fields: object) -> None:
+    """Write a folder's metadata anew, some of their fields changed."""
+    metadata = theirs(folder)
+    for name, value in fields.items():
+        setattr(metadata, name, value)
+    (folder / METADATA).write_bytes(pickle.dumps(metadata))
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_what_is_read_is_what_torch_reads(folder: Path, protocol: int):
+    (folder / METADATA).write_bytes(pickle.dumps(theirs(folder), protocol))
+    found, expected = read_metadata(folder), theirs(folder)
+    assert found.state_dict_metadata == expected.state_dict_metadata
+    assert found.storage_data == expected.storage_data
+
+
+def test_a_state_comes_back_through_the_checked_reader(folder: Path):
+    found = {
+        "weight": torch.zeros(2, 3),
+        "half": torch.zeros(4, dtype=torch.bfloat16),
+        "state": {"step": 0, "name": "", "rates": [0, 0, 0], "betas": (0, 0)},
+    }
+    reader, planner = CheckedReader(folder), CheckedPlanner()
+    dcp.load(found, storage_reader=reader, planner=planner, no_dist=True)
+    assert torch.equal(found["weight"], STATE["weight"])
+    assert torch.equal(found["half"], STATE["half"])
+    assert found["state"] == STATE["state"]
+
+
+class Payload:
+    """Writes a file where it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple:
+        return os.system, (f"touch {self.marker}",)
+
+
+@pytest.mark.parametrize("place", ["all", "planner_data", "state_dict_metadata"])
+def test_a_pickle_that_would_run_is_refused(folder: Path, tmp_path: Path, place: str):
+    payload = Payload(tmp_path / "ran")
+    if place == "all":
+        (folder / METADATA).write_bytes(pickle.dumps(payload))
+    else:
+        change(folder, **{place: {"a": payload}})
+    with pytest.raises(ValueError, match=r"\.metadata: .*it names '\w+.system', which no metadata"):
+        read_metadata(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_an_object_that_would_run_is_refused(folder: Path, tmp_path: Path):
+    dcp.save(
+        {"state": Payload(tmp_path / "ran")},
+        storage_writer=SealingWriter(tmp_path / "other"),
+        no_dist=True,
+    )
+    reader, planner = CheckedReader(tmp_path / "other"), CheckedPlanner()
+    with pytest.raises(BaseException, match="Weights only load failed"):
+        dcp.load({"state": 0}, storage_reader=reader, planner=planner, no_dist=True)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("damage", ["outside", "missing", "long", "negative", "huge", "shape"])
+def test_metadata_that_do_not_fit_the_files_are_refused(folder: Path, damage: str):
+    metadata = theirs(folder)
+    where = next(iter(metadata.storage_data.values()))
+    entry = metadata.state_dict_metadata["weight"]
+    if damage in ("outside", "missing"):
+        where.relative_path = {"outside": "../step/__0_0.distcp", "missing": "other"}[damage]
+    elif damage in ("long", "negative"):
+        where.length = {"long": 1 << 40, "negative": -5}[damage]
+    else:
+        entry.size = {"huge": torch.Size([1 << 40, 1 << 20]), "shape": "2 x 3"}[damage]
+    (folder / METADATA).write_bytes(pickle.dumps(metadata))
+    with pytest.raises(ValueError, match=r"\.metadata: cannot be read as a checkpoint's metadata"):
+        read_metadata(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80\x04", b"\x80\x04.", b"K\x01K\x02.", b"2" * 40])
+def test_what_is_no_pickle_is_refused(folder: Path, content: bytes):
+    (folder / METADATA).write_bytes(content)
+    with pytest.raises(ValueError, match=r"\.metadata: cannot be read as a checkpoint's metadata"):
+        read_metadata(folder)
+
+
+def test_an_item_that_becomes_more_in_memory_is_refused(folder: Path):
+    bomb = io.BytesIO()
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data/0", bytes(10_000_000))
+    metadata = theirs(folder)
+    for where in metadata.storage_data.values():
+        where.relative_path, where.offset, where.length = "bomb", 0, len(bomb.getvalue())
+    (folder / "bomb").write_bytes(bomb.getvalue())
+    (folder / METADATA).write_bytes(pickle.dumps(metadata))
+    reader, planner = CheckedReader(folder), CheckedPlanner()
+    with pytest.raises(BaseException, match="bytes that hold 10,000,000"):
+        dcp.load(
+            {"weight": torch.zeros(2, 3)}, storage_reader=reader, planner=planner, no_dist=True
+        )
