@@ -1,42 +1,38 @@
 """A chat template: conversations as text, as tokens, and which of them the assistant wrote.
 
 A template is a Jinja text that a tokenizer brings along. It comes with data of others, so it runs
-in a sandbox, and sees what transformers shows it: messages, tools, the special tokens by their
-names, `raise_exception`, `tojson`; but not `strftime_now`, with which the same data would give
-other tokens each day. What the assistant wrote is what stands in `{% generation %}` blocks; in a
-template without them, what an assistant's message adds to the conversation before it.
+in a sandbox, in a process of its own (`template_process.py`), and sees what transformers shows it:
+messages, tools, the special tokens by their names, `raise_exception`, `tojson`; but not
+`strftime_now`, with which the same data would give other tokens each day. What the assistant wrote
+is what stands in `{% generation %}` blocks; in a template without them, what an assistant's message
+adds to the conversation before it.
 
-Whatever a template does to fail, of any exception, is one line that says so. How long it takes is
-not limited.
+Whatever a template does to fail, of any exception, is one line that says so, and so is that it
+takes more time or memory than a conversation can need.
 """
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import TemplateError, nodes
-from jinja2.exceptions import SecurityError, TemplateSyntaxError, UndefinedError
-from jinja2.ext import Extension
-from jinja2.parser import Parser
-from jinja2.runtime import Macro
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
+from titan_motif.components.foreign_files import inside, read_text
+from titan_motif.components.preparation.foreign_tokenizer import SETTINGS, tokenizer_settings
 from titan_motif.components.preparation.tokenizer import (
     CHAT_TEMPLATE,
     SPECIAL_TOKENS,
     read_tokenizer,
 )
 from titan_motif.components.sft.conversations import MARKS, Conversation, mark_in
+from titan_motif.components.sft.template_client import RenderProblem, TemplateClient
 
 TEMPLATE_FILE = "chat_template.jinja"
+MAX_TEMPLATE_BYTES = 1_000_000
 _BEGIN, _END = MARKS
-_LONGEST_REASON = 300
-"""Characters of what an exception says that are told."""
 
 Span = tuple[int, int]
 """Where a stretch of a text begins and ends, in characters."""
@@ -67,20 +63,11 @@ class ChatTemplate:
         self, text: str, tokenizer: Tokenizer, names: dict[str, Any], origin: str = "template"
     ) -> None:
         self.text, self.tokenizer, self.names, self.origin = text, tokenizer, names, origin
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True,
-            lstrip_blocks=True,
-            extensions=[_Generation, "jinja2.ext.loopcontrols"],
-        )
-        environment.filters["tojson"] = _to_json
-        environment.globals["raise_exception"] = _raise
         try:
-            text.encode()
-            self._template = environment.from_string(text)
-            tree = environment.parse(text)
-        except Exception as error:  # of Python too, which compiles what Jinja makes of it
-            raise ValueError(f"{origin}: no chat template ({_reason(error)})") from None
-        self.marks_generation = _has_generation(tree)
+            self._template = TemplateClient(text, MARKS)
+        except RenderProblem as problem:
+            raise ValueError(f"{origin}: no chat template ({problem})") from None
+        self.marks_generation = self._template.marks_generation
 
     @property
     def sha256(self) -> str:
@@ -136,18 +123,17 @@ class ChatTemplate:
         mark = mark_in([conversation.messages, conversation.tools])
         if mark is not None:
             raise TemplateProblem(f"a text has {mark}")
+        values = {
+            **self.names,
+            "messages": conversation.messages,
+            "tools": conversation.tools,
+            "documents": None,
+            "add_generation_prompt": add_generation_prompt,
+        }
         try:
-            marked = self._template.render(
-                **self.names,
-                messages=conversation.messages,
-                tools=conversation.tools,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-            )
-            marked.encode()
-        except Exception as error:  # a template is a program: it can raise any, MemoryError too
-            raise TemplateProblem(_problem(error)) from None
-        return _unmark(marked)
+            return _unmark(self._template.render(values))
+        except RenderProblem as problem:
+            raise TemplateProblem(str(problem)) from None
 
     def _spans_by_turns(self, conversation: Conversation, text: str) -> list[Span]:
         """Return what each assistant's message adds to the conversation before it."""
@@ -176,7 +162,7 @@ def load_template(folder: str | Path, file: str | Path = "") -> ChatTemplate:
     Raises: ValueError if there is none, or no tokenizer
     """
     folder = Path(folder)
-    tokenizer, settings = read_tokenizer(folder), _settings(folder)
+    tokenizer, settings = read_tokenizer(folder), tokenizer_settings(folder)
     text, origin = _template_text(folder, settings, file)
     if text is None:
         missing = next((x for x in SPECIAL_TOKENS if tokenizer.token_to_id(x) is None), None)
@@ -190,95 +176,30 @@ def load_template(folder: str | Path, file: str | Path = "") -> ChatTemplate:
     return ChatTemplate(text, tokenizer, names, origin)
 
 
-def _settings(folder: Path) -> dict[str, Any]:
-    file = folder / "tokenizer_config.json"
-    if not file.is_file():
-        return {}
-    try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file}: cannot be read ({error})") from None
-    if not isinstance(settings, dict):
-        raise ValueError(f"{file}: no object of settings")
-    return settings
-
-
 def _template_text(
     folder: Path, settings: dict[str, Any], file: str | Path
 ) -> tuple[str | None, str]:
     for path in (Path(file) if file else None, folder / TEMPLATE_FILE):
         if path is not None and (file or path.is_file()):
             try:
-                return path.read_text(encoding="utf-8"), str(path)
-            except (OSError, UnicodeDecodeError) as error:
+                own = path if file else inside(folder, TEMPLATE_FILE)
+                return read_text(own, MAX_TEMPLATE_BYTES), str(path)
+            except (OSError, ValueError) as error:
                 raise ValueError(f"{path}: cannot be read as a template ({error})") from None
-    found = settings.get("chat_template")
+    found, origin = settings.get("chat_template"), str(folder / SETTINGS)
     if isinstance(found, list):  # several by their names
-        found = next((x["template"] for x in found if x.get("name") == "default"), None)
-    return found, str(folder / "tokenizer_config.json")
+        named = [x for x in found if isinstance(x, dict) and x.get("name") == "default"]
+        found = named[0].get("template") if named else None
+    if not isinstance(found, str | None):
+        raise ValueError(f"{origin}: chat_template is {type(found).__name__}; a text is needed")
+    if found is not None and len(found) > MAX_TEMPLATE_BYTES:
+        raise ValueError(f"{origin}: chat_template is longer than {MAX_TEMPLATE_BYTES:,}")
+    return found, origin
 
 
 def _content(token: Any) -> Any:
     """Return a special token's text: some tokenizers have an object with settings."""
     return token["content"] if isinstance(token, dict) and "content" in token else token
-
-
-_NESTED = "a {% generation %} block stands within another, which is learnt whole"
-
-
-class _Generation(Extension):
-    """`{% generation %} ... {% endgeneration %}`: what stands within is the assistant's."""
-
-    tags = {"generation"}  # noqa: RUF012  (Jinja's own form)
-
-    def parse(self, parser: Parser) -> nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        if _has_generation(nodes.Scope(body)):
-            parser.fail(_NESTED, line)
-        return nodes.CallBlock(self.call_method("_mark"), [], [], body).set_lineno(line)
-
-    def _mark(self, caller: Macro) -> str:
-        inside = caller()
-        if _BEGIN in inside:  # of a macro that is called within
-            raise TemplateError(_NESTED)
-        return f"{_BEGIN}{inside}{_END}"
-
-
-def _has_generation(tree: nodes.Node) -> bool:
-    return any(
-        isinstance(block.call, nodes.Call) and isinstance(block.call.node, nodes.ExtensionAttribute)
-        for block in tree.find_all(nodes.CallBlock)
-    )
-
-
-def _problem(error: Exception) -> str:
-    """Return why a template did not render a conversation."""
-    if isinstance(error, SecurityError):
-        return f"the template does what a sandbox forbids ({_reason(error)})"
-    if isinstance(error, UndefinedError) and error.message == "'strftime_now' is undefined":
-        return (
-            "the template calls strftime_now, which is not there: the same data would give other "
-            "tokens each day; write a date in its place"
-        )
-    if isinstance(error, TemplateError):
-        return f"the template refuses it: {_reason(error)}"
-    if isinstance(error, UnicodeEncodeError):
-        return "the template renders half of a surrogate pair, which is no character"
-    return f"the template fails on it ({_reason(error)})"
-
-
-def _reason(error: Exception) -> str:
-    """Return what an exception says, in one line that can be printed."""
-    if isinstance(error, TemplateSyntaxError):
-        told = f"{error.message}, line {error.lineno}"
-    elif isinstance(error, TemplateError):
-        told = str(error.message)
-    else:  # a SyntaxError would name a line of what Jinja made
-        said = error.msg if isinstance(error, SyntaxError) else str(error)
-        told = f"{type(error).__name__}: {said}" if said else type(error).__name__
-    told = " ".join(told.split())[:_LONGEST_REASON]
-    return told.encode(errors="backslashreplace").decode()
 
 
 _MARKED_BY_ITSELF = "the template itself writes U+FDD0 or U+FDD1, which mark what is learnt"
@@ -308,24 +229,3 @@ def _sample(encoding: Any, spans: Sequence[Span]) -> Sample:
     for begin, end in spans:
         is_learnt |= (offsets[:, 0] < end) & (offsets[:, 1] > begin)
     return Sample(tokens, is_learnt)
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """As transformers has it: Jinja's own sorts keys, and escapes for HTML."""
-    return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
-    )
-
-
-def _raise(message: str) -> None:
-    raise TemplateError(str(message))

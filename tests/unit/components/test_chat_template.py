@@ -199,6 +199,30 @@ def test_what_a_template_does_not_render_is_told(with_template, template: str, r
     assert "\n" not in str(problem.value)
 
 
+_TWICE = "{% set n = namespace(x=[1]) %}{% for i in range(60) %}{% set n.x = [n.x, n.x] %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{% for i in r %}{% for j in r %}{% endfor %}{% endfor %}", "2 s of processor time"),
+        ("{% set n = 8 %}{{ 10 ** (10**n) }}", "more than 2 s of processor time"),  # within C code
+        (_TWICE + "{% endfor %}{{ n.x | tojson }}", "more than 2 s of processor time"),
+        ("{{ 'x'.encode('idna') }}", "it was about to open something"),  # imports a module
+    ],
+)
+def test_a_template_that_does_not_end_is_ended_and_begins_anew(
+    with_template, template: str, reason: str
+):
+    guarded = "{% set r = range(99999) %}{% if tools %}a{% else %}" + template + "{% endif %}"
+    loaded = load_template(with_template(guarded))
+    messages = [{"role": "user", "content": "a"}]
+    for _ in range(2):
+        with pytest.raises(TemplateProblem, match=reason):
+            loaded.prompt(Conversation(messages))
+        assert loaded.prompt(Conversation(messages, [{"name": "t"}])) == "a"
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
