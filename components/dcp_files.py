@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -13,7 +14,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
 
 from titan_motif.components.dcp_metadata import read_metadata
-from titan_motif.components.dcp_reader import CheckedPlanner, CheckedReader
+from titan_motif.components.dcp_reader import NO_DATA, CheckedPlanner, CheckedReader
 from titan_motif.components.safetensors_files import TensorShape
 from titan_motif.components.seal import content_problem, seal_problem
 from titan_motif.components.sealing_writer import SealingWriter
@@ -60,7 +61,10 @@ class DcpFolder:
                 reader, planner = CheckedReader(self.folder, self._metadata), CheckedPlanner()
                 dcp.load(state, storage_reader=reader, planner=planner, no_dist=True)
         except (Exception, CheckpointException) as error:  # damaged files raise anything
-            told = str(_inner(error)).partition("\n")[0]
+            inner = _inner(error)
+            told = str(inner).partition("\n")[0]
+            if isinstance(inner, UnpicklingError):  # torch tells how to run it all the same
+                told = f"it {NO_DATA}"
             raise ValueError(f"{self.folder}: {name} cannot be read ({told})") from None
         return state[name]
 

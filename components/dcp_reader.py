@@ -9,6 +9,7 @@ import io
 import os
 import zipfile
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import ReadItem
 
 from titan_motif.components.dcp_metadata import read_metadata
+
+NO_DATA = "holds more than tensors, numbers and texts, which is not read"
 
 
 class CheckedReader(FileSystemReader):
@@ -74,8 +77,14 @@ class CheckedPlanner(DefaultLoadPlanner):
     """Loads what is no tensor as plain values."""
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
-        """Hand over an item that torch reads without running it; else pickle.UnpicklingError."""
+        """Hand over an item that torch reads without running it.
+
+        Raises: ValueError if it names anything else
+        """
         harmless = io.BytesIO()
-        torch.save(torch.load(value, weights_only=True), harmless)
+        try:
+            torch.save(torch.load(value, weights_only=True), harmless)
+        except UnpicklingError:
+            raise ValueError(f"{read_item.dest_index.fqn} {NO_DATA}") from None
         harmless.seek(0)
         super().load_bytes(read_item, harmless)

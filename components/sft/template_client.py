@@ -58,6 +58,7 @@ class TemplateClient:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             cwd=os.sep,
+            start_new_session=True,  # a Ctrl-C is this process's affair
             env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
         )
         weakref.finalize(self, _end, self._process)
@@ -82,6 +83,9 @@ class TemplateClient:
             raise
         except (OSError, ValueError, KeyError, TypeError):  # it has ended, or speaks otherwise
             raise RenderProblem(self._how_it_ended()) from None
+        except BaseException:  # a Ctrl-C: what is still to come would be taken for the next answer
+            self._how_it_ended()
+            raise
 
     def _how_it_ended(self) -> str:
         process, self._process = self._process, None
