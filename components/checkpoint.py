@@ -24,6 +24,7 @@ from torchtitan.components.checkpoint import DATALOADER, MODEL, AsyncMode, Check
 from torchtitan.tools.logging import logger
 from torchtitan.tools.utils import GarbageCollection
 
+from titan_motif.components.dcp_metadata import read_metadata
 from titan_motif.components.dcp_reader import CheckedPlanner, CheckedReader
 from titan_motif.components.saved_steps import (
     SavedStep,
@@ -231,7 +232,7 @@ class CompleteStepCheckpointManager(CheckpointManager):
         """Return which of some states a step of DCP's format does not hold."""
         if not wanted:
             return set()
-        entries = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+        entries = read_metadata(Path(path)).state_dict_metadata
         return {name for name in wanted if not any(e.startswith(f"{name}.") for e in entries)}
 
     def _load_initial(self) -> bool:

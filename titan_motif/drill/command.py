@@ -14,6 +14,7 @@ import titan_motif.device  # noqa: F401  (before anything of torchtitan)
 # isort: split
 from titan_motif.drill.configs import CONFIGS
 from titan_motif.drill.fault import Fault, Outcome
+from titan_motif.drill.hostile import HOSTILE
 from titan_motif.drill.kills import KILLS
 from titan_motif.drill.ledger import Entry, Ledger, last_of_each
 from titan_motif.drill.mutations import MUTATIONS
@@ -24,7 +25,8 @@ from titan_motif.drill.stops import STOPS
 from titan_motif.run_records import describe_environment
 
 FAULTS = {
-    fault.name: fault for fault in (KILLS, MUTATIONS, NUMBERS, STOPS, *STALLS, FULL_DISK, CONFIGS)
+    fault.name: fault
+    for fault in (KILLS, MUTATIONS, NUMBERS, STOPS, *STALLS, FULL_DISK, CONFIGS, HOSTILE)
 }
 NEEDS_ROOT = {FULL_DISK.name}
 """They mount a file system."""

@@ -20,6 +20,7 @@ from types import FrameType
 from typing import Any
 
 import titan_motif
+from titan_motif import components, kernels
 from titan_motif.components.sft import template_process
 from titan_motif.drill.hostile_case import PLANTED, Place
 
@@ -28,7 +29,6 @@ MAX_MEMORY_BYTES = 500_000_000
 _MOST_ADDRESSES_BYTES = 4_000_000_000
 """More than this a case is not given: a reader that takes all memory is told, not the machine."""
 
-_SOURCES = Path(titan_motif.__file__).parent
 _OWN = {
     os.path.realpath(root)
     for root in (
@@ -36,9 +36,7 @@ _OWN = {
         sys.base_prefix,
         *site.getsitepackages(),
         *sysconfig.get_paths().values(),
-        _SOURCES,
-        _SOURCES / "components",
-        _SOURCES / "kernels",
+        *(root for package in (titan_motif, components, kernels) for root in package.__path__),
     )
 }
 """The interpreter, the installed packages, and this one."""

@@ -178,8 +178,8 @@ def run(number: int, folder: Path) -> Outcome:
 
 KILLS = Fault(
     name="kills",
-    title="kill -9 at 200 random moments, two of three in a save or shortly after it: sync and async, "
-    "1 and 2 ranks, all ranks or one",
+    title="kill -9 at 200 random moments, two of three in a save or shortly after it: sync and "
+    "async, 1 and 2 ranks, all ranks or one",
     bar="the run goes on from the newest whole step and ends bit for bit like one that nobody "
     "disturbed; no whole step is lost; nothing begins from random weights but a run that had none",
     count=200,

@@ -14,8 +14,8 @@ Written by `titan-motif drill`, which puts faults into small real runs of the tr
 and checks, where there is no run) and looks at what becomes of them. The runs have all that a large
 one's state consists of: several sources, ramps of batch and length, ParallelMuon beside AdamW,
 saves, an average of saved steps; on CPUs, on one or two ranks, in processes of their own. "Bit for
-bit" is every loss, gradient norm and learning rate, every sequence that the model was given, and all
-of the last checkpoint.
+bit" is every loss, gradient norm and learning rate, every sequence that the model was given, and
+all of the last checkpoint.
 
 ```sh
 titan-motif drill                     # every case that has not been held yet, then this page
