@@ -101,7 +101,7 @@ class Charts:
         if any(value for _, value in skipped.points):
             self._add(section, "Skipped steps since the start", "steps", [skipped], bottom=0.0)
         elif skipped.points:
-            section.missing.append("No step was skipped for gradients that are not finite.")
+            section.missing.append("No step was skipped.")
         for prefix in ("muon/", "optimizer/"):
             self._add(section, "Muon", prefix.rstrip("/"), self._take_by_name(prefix))
         return section

@@ -91,7 +91,7 @@ def tiles(run: RunRecord) -> list[tuple[str, str, str]]:
     if is_number(summary.get("bits_per_byte")):
         add("Bits per byte", 1.0, f"{summary['bits_per_byte']:.4f}", "validation")
     tokens = summary.get("tokens_seen") or run.last("n_tokens_seen")
-    add("Tokens", tokens, f"{tokens or 0:,.0f}", f"in {run.last_step:,} steps")
+    add("Tokens", tokens, told_tokens(tokens or 0), f"in {run.last_step:,} steps")
     seconds = training_seconds(run)
     told_time = told_seconds(seconds) if is_number(seconds) else ""
     add("Time", seconds, told_time, "in steps, without validation and saving")
@@ -110,7 +110,9 @@ def warnings(run: RunRecord) -> list[str]:
         )
     skipped = max((e.get("optimizer/skipped_steps") or 0 for e in run.history), default=0)
     if skipped:
-        found.append(f"{skipped:,} steps were skipped: gradients were not finite")
+        found.append(
+            f"{skipped:,} steps were skipped: numbers were not finite, or the loss a spike"
+        )
     losses = [e for e in run.history if "loss" in e and not is_number(e["loss"])]
     if losses:
         first = losses[0]["step"]
@@ -226,6 +228,11 @@ def told_seconds(seconds: float) -> str:
         parts.append((count, name))
     first = next((i for i, (count, _) in enumerate(parts) if count), len(parts) - 1)
     return " ".join(f"{count} {name}" for count, name in parts[first : first + 2])
+
+
+def told_tokens(count: float) -> str:
+    """Return a count of tokens, which fits on a telephone."""
+    return f"{count / 1e9:,.2f} billion" if count >= 1e9 else f"{count:,.0f}"
 
 
 def told_bytes(size: int) -> str:
