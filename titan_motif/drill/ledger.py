@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from titan_motif.components.history import read_lines
+from titan_motif.components.foreign_files import parse_json
 
 
 class Entry(NamedTuple):
@@ -35,11 +35,10 @@ class Ledger:
         """
         if not self.path.exists():
             return []
-        lines, num_broken = read_lines(self.path)
+        lines = self.path.read_text().split("\n")
         try:
-            if num_broken > 1:  # one is that of a command that was killed
-                raise ValueError
-            return [Entry(**line) for line in lines]
+            # What follows the last newline is of a command that was killed.
+            return [Entry(**parse_json(line)) for line in lines[:-1]]
         except (TypeError, ValueError):
             raise ValueError(f"{self.path}: is no ledger of the drill") from None
 
