@@ -5,7 +5,6 @@ saved with holds the same bytes (the seal: the same record), if nothing stands b
 loader reads, and if its folder has its name.
 """
 
-import json
 import os
 import random
 import shutil
@@ -13,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from titan_motif.components.foreign_files import MAX_RECORD_BYTES, read_json
 from titan_motif.components.seal import SEAL
 from titan_motif.drill.fault import Fault, Outcome
 from titan_motif.drill.runs import run_to_end
@@ -301,8 +301,8 @@ def _is_whole(checkpoint: Path, saved: Path, step: int) -> bool:
 
 def _record(seal: Path) -> object:
     try:
-        return json.loads(seal.read_bytes())
-    except (ValueError, RecursionError):
+        return read_json(seal, MAX_RECORD_BYTES)
+    except ValueError:
         return None
 
 

@@ -1,10 +1,10 @@
 """Numbers of a run that are made NaN or infinite on one rank."""
 
-import json
 import random
 from pathlib import Path
 from typing import NamedTuple
 
+from titan_motif.components.foreign_files import read_json
 from titan_motif.components.history import read_history
 from titan_motif.drill.fault import Fault, Outcome
 from titan_motif.drill.kills import whole_steps
@@ -82,7 +82,7 @@ def run(number: int, folder: Path) -> Outcome:
 
 def _missed(folder: Path, case: Case, codes: list[int], log: str) -> str | None:
     """Return what is not as it has to be; None if all is."""
-    seen = [json.loads(file.read_text()) for file in (folder / STARTS).glob(f"*{STRUCK}")]
+    seen = [read_json(file, is_record=True) for file in (folder / STARTS).glob(f"*{STRUCK}")]
     if seen != [{"is_refused": True, "is_unchanged": True}] * case.num_ranks:
         return f"the ranks saw {seen}"
     ends_run = case.place in ("parameter", "state")

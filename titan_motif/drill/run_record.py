@@ -5,6 +5,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
+from titan_motif.components.foreign_files import MAX_RECORD_BYTES, read_json
 from titan_motif.components.history import read_history
 from titan_motif.components.saved_steps import saved_steps
 from titan_motif.components.seal import SEAL
@@ -38,7 +39,7 @@ def read_run(folder: Path) -> RunRecord:
 
 def state_hashes(step: str | Path) -> dict[str, str]:
     """Return the hash of each tensor and object in a sealed step's folder, by file and name."""
-    files = json.loads((Path(step) / SEAL).read_text())["files"]
+    files = read_json(Path(step) / SEAL, MAX_RECORD_BYTES)["files"]
     return {
         f"{name}: {part}": sha256
         for name, record in files.items()

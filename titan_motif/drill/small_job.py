@@ -128,8 +128,8 @@ def small_job(shared: Path) -> Path:
 
 def _cut(split: Path, target: Path, num_tokens: int) -> None:
     """Write the beginning of a split."""
-    tokens = np.load(split / "tokens.npy")[:num_tokens]
-    offsets = np.load(split / "document_offsets.npy")
+    tokens = np.load(split / "tokens.npy", allow_pickle=False)[:num_tokens]
+    offsets = np.load(split / "document_offsets.npy", allow_pickle=False)
     target.mkdir(parents=True, exist_ok=True)
     np.save(target / "tokens.npy", tokens)
     ends = np.append(offsets[offsets < num_tokens], num_tokens)

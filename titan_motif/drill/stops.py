@@ -1,12 +1,12 @@
 """Runs that are told to stop at any moment, and started again."""
 
-import json
 import random
 import signal
 import time
 from pathlib import Path
 from typing import NamedTuple
 
+from titan_motif.components.foreign_files import read_json
 from titan_motif.drill.fault import Fault, Outcome
 from titan_motif.drill.kills import StepWatch, reference_run, whole_steps
 from titan_motif.drill.run_record import STARTS, first_difference, read_run
@@ -111,7 +111,7 @@ def _missed(folder: Path, codes: list[int], seconds: float, log: str) -> str | N
     mark = folder / PREEMPTED
     if not mark.exists():
         return f"left no {PREEMPTED}"
-    step, whole = json.loads(mark.read_text())["step"], whole_steps(folder / "checkpoint")
+    step, whole = read_json(mark)["step"], whole_steps(folder / "checkpoint")
     if step and step not in whole:
         return f"says that step {step} is saved; whole are {whole}"
     return None
