@@ -12,7 +12,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,7 +64,7 @@ class Watchdog:
         world_size: int,
         folder: Path,
         stall_seconds: float,
-        tell: Callable[[str], None],
+        tell: Callable[[str, Sequence[int]], None],
         store: Store | None = None,
         end: Callable[[int], Any] = os._exit,
     ) -> None:
@@ -131,15 +131,16 @@ class Watchdog:
 
     def _end_process(self, phase: _Phase, tick: int) -> None:
         """End it, unless it goes on while the others are looked at."""
-        sentence = self._sentence(phase, tick)
+        sentence, silent = self._sentence(phase, tick)
         if phase is not self._phase or self._stopped.is_set():
             return
         faulthandler.dump_traceback(self._file, all_threads=True)
         self._file.flush()
-        self.tell(f"{sentence}; stacks of its threads: {self._file.name}")
+        self.tell(f"{sentence}; stacks of its threads: {self._file.name}", silent)
         self.end(EXIT_CODE)
 
-    def _sentence(self, phase: _Phase, tick: int) -> str:
+    def _sentence(self, phase: _Phase, tick: int) -> tuple[str, list[int]]:
+        """Return what to say, and the ranks that say nothing themselves."""
         own = phase.beat
         beats, frozen = self._look_around(own, tick)
         seconds = f"{phase.limit:g} s"
@@ -147,7 +148,7 @@ class Watchdog:
             names = _ranks(frozen)
             what = ", ".join(dict.fromkeys(beats[r].phase for r in frozen if r in beats))
             last = f"; the last that was told: {what}" if what else ""
-            return f"nothing is heard of {names}: stopped, or its machine is gone{last}"
+            return f"nothing is heard of {names}: stopped, or its machine is gone{last}", frozen
         fewest = min(beat.count for beat in beats.values())
         last_ranks = [rank for rank, beat in beats.items() if beat.count == fewest]
         beat = beats[last_ranks[0]]
@@ -155,7 +156,7 @@ class Watchdog:
         told += f": {beat.phase}"
         if len(last_ranks) < len(beats):
             told += "; the others wait for it"
-        return told
+        return told, []
 
     def _look_around(self, own: Beat, tick: int) -> tuple[dict[int, Beat], list[int]]:
         """Return what the ranks do, and those whose processes run no more."""

@@ -9,7 +9,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -42,10 +42,12 @@ class RunControl:
 
     Args:
         stop: has taken signals since the process began
-        tell: is given the one sentence on a stall
+        tell: is given the one sentence on a stall, and the ranks that cannot say it
     """
 
-    def __init__(self, config: JobConfig, stop: StopRequest, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self, config: JobConfig, stop: StopRequest, tell: Callable[[str, Sequence[int]], None]
+    ) -> None:
         self.folder, self.stop = Path(config.job.dump_folder), stop
         stall_seconds, self.slow_seconds = config.watchdog.limits(config.comm)
         world_size, rank = dist.get_world_size(), dist.get_rank()

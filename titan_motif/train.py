@@ -119,7 +119,8 @@ class MotifTrainer(torchtitan.train.Trainer):
             self.control.enter(f"step {self.step}: reading data")
             batch = next(batches, None)
             if batch is None:  # on this rank alone, perhaps: no end that the others know of
-                raise LoaderError(f"rank {self.rank} has no data for step {self.step}")
+                told = f"rank {self.rank} has no data for step {self.step}"
+                raise LoaderError(told, is_alone=True)
             self.control.enter(f"step {self.step}: has its data")
             inputs, labels = batch
             self.ntokens_seen -= int((labels == IGNORE_INDEX).sum())
@@ -323,13 +324,16 @@ def build_trainer(config: JobConfig, stop: StopRequest | None = None) -> MotifTr
         raise
 
 
-def report(error: Exception | str) -> None:
-    """Print an error as one line, once on each machine.
+def report(error: Exception | str, silent: Sequence[int] = ()) -> None:
+    """Print an error as one line, once on each machine: by its first rank that is not silent,
+    or by the only one that knows of it.
 
     torchrun ends its own text with what is in this file, by then the stack that torchtitan's
     Trainer recorded: a line that says what to do is not to be looked for in there.
     """
-    if os.environ["LOCAL_RANK"] == "0":
+    rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+    is_alone = getattr(error, "is_alone", False)
+    if is_alone or set(range(rank - local_rank, rank)) <= set(silent):
         print(f"error: {printable(str(error))}", file=sys.stderr, flush=True)
     if "TORCHELASTIC_ERROR_FILE" in os.environ:
         message = {"message": str(error), "extraInfo": {"timestamp": str(int(time.time()))}}

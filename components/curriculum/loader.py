@@ -28,7 +28,14 @@ With documents, the inputs have "document_ids" (batch, seq), and "positions" whe
 
 
 class LoaderError(RuntimeError):
-    """A loader's worker died or failed; one line that says what it read."""
+    """Data that a step needs are not there; the text is one line.
+
+    Args: is_alone: whether the others do not know of it: this rank has to tell
+    """
+
+    def __init__(self, text: str, *, is_alone: bool = False) -> None:
+        super().__init__(text)
+        self.is_alone = is_alone
 
 
 class DocumentInputs(NamedTuple):
@@ -158,7 +165,8 @@ class CurriculumLoader(BaseDataLoader):
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         return LoaderError(
             f"reading step {self.next_step + 1} failed on rank {self.share.rank}, which reads the "
-            f"sources {names}: {reason}; started again, the run goes on from its last checkpoint"
+            f"sources {names}: {reason}; started again, the run goes on from its last checkpoint",
+            is_alone=True,
         )
 
     def report(self, begin_step: int, end_step: int) -> dict[str, float]:

@@ -19,11 +19,14 @@ class Rank:
 
     def __init__(self, folder: Path, rank: int = 0, store=None, world_size: int = 1):
         self.said: list[str] = []
+        self.silent: list[int] = []
         self.ended = threading.Event()
         self.code = None
-        self.watchdog = Watchdog(
-            rank, world_size, folder, 0.4, self.said.append, store, end=self._end
-        )
+        self.watchdog = Watchdog(rank, world_size, folder, 0.4, self._tell, store, end=self._end)
+
+    def _tell(self, sentence: str, silent) -> None:
+        self.said.append(sentence)
+        self.silent += silent
 
     def _end(self, code: int) -> None:
         self.code = code
@@ -90,6 +93,7 @@ def test_a_rank_that_tells_nothing_any_more_is_named(tmp_path, store):
         "nothing is heard of ranks 1, 2: stopped, or its machine is gone; the last that was told: "
         "step 9: the optimizer's step; stacks"
     )
+    assert rank.silent == [1, 2]
     rank.watchdog.stop()
 
 
