@@ -58,10 +58,9 @@ class AttentionMonitor:
         return self.clip is not None and step % self.interval == 0
 
     def before_step(self, *unused) -> None:
-        """Let the gate see this rank's largest logits; -inf is where nothing was seen."""
-        if self.record.is_recording:
-            logits = self.record.maxima[:, :-2]
-            self.gate.watch("attention's logits", logits.masked_fill(logits == -math.inf, 0.0))
+        """Let the gate see the largest logits of this rank's heads."""
+        if self.record.seen_heads is not None:
+            self.gate.watch("attention's logits", self.record.maxima[:, self.record.seen_heads])
 
     @torch.no_grad()
     def __call__(self, *unused) -> None:

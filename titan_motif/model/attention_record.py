@@ -21,6 +21,8 @@ class AttentionRecord(nn.Module):
         super().__init__()
         self.first_head = 0
         """Of those that this rank computes."""
+        self.seen_heads: slice | None = None
+        """Those of which a pass was recorded."""
         self.is_recording = False
         """Whether training passes are to be recorded: attention by SDPA then has more to do."""
         self.exact_above = -math.inf
@@ -31,6 +33,7 @@ class AttentionRecord(nn.Module):
     def reset(self) -> None:
         """Forget what was seen."""
         self.maxima.fill_(-math.inf)
+        self.seen_heads = None
 
     @torch.no_grad()
     def add(self, layers: Sequence[AttentionStatistics], lam: Tensor) -> None:
@@ -39,7 +42,7 @@ class AttentionRecord(nn.Module):
         Shapes: lam (layers,)
         """
         logits = torch.stack([layer.max_logits for layer in layers])
-        heads = slice(self.first_head, self.first_head + logits.shape[1])
+        self.seen_heads = heads = slice(self.first_head, self.first_head + logits.shape[1])
         ratios = torch.stack([layer.noise_over_signal for layer in layers])
         for columns, seen in ((heads, logits), (-2, ratios), (-1, lam.detach())):
             here = self.maxima[:, columns]
