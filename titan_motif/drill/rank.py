@@ -5,6 +5,7 @@ that has imported this module: importing torch and torchtitan is most of a small
 """
 
 import json
+import multiprocessing
 import os
 import sys
 import time
@@ -69,6 +70,7 @@ def _hashes(inputs: list[torch.Tensor], labels: torch.Tensor) -> list[str]:
 def run_forked(argv: Sequence[str], environment: Mapping[str, str], log: str) -> None:
     """Run a job on this rank, in a process of a group of its own, which ends with the exit code."""
     os.setsid()
+    multiprocessing.set_start_method(None, force=True)  # of workers: this process's is inherited
     os.environ.update(environment)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)

@@ -20,7 +20,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from types import TracebackType
@@ -94,6 +94,21 @@ class SmallRun:
                 raise TimeoutError(f"{self.folder}: not over after {seconds} s (codes {codes})")
             time.sleep(0.01)
         return [code for code in self.exit_codes() if code is not None]
+
+    def until(self, is_so: Callable[[], bool], seconds: float) -> None:
+        """Wait until something is so; RuntimeError, one line, if the run ends before it is.
+
+        Raises: TimeoutError, and all is killed, if it is not so in time
+        """
+        deadline = time.monotonic() + seconds
+        while not is_so():
+            if self.is_over and not is_so():
+                codes = self.exit_codes()
+                raise RuntimeError(f"{self.folder}: exit codes {codes}: {last_line(self.log())}")
+            if time.monotonic() > deadline:
+                self.signal(signal.SIGKILL)
+                raise TimeoutError(f"{self.folder}: nothing came of it in {seconds} s")
+            time.sleep(0.01)
 
     def log(self) -> str:
         """Return what this start's ranks have printed, and the launcher."""

@@ -6,12 +6,22 @@ the batch, then one of the length; ParallelMuon beside AdamW; an average of save
 
 import contextlib
 import io
+import itertools
+import json
 from pathlib import Path
 
+import titan_motif.device  # noqa: F401  (before anything of torchtitan)
+
+# isort: split
 import numpy as np
+import tomli
+import tomli_w
 
 from titan_motif.components.whole_files import alone_in
+from titan_motif.config_loading import load_config
+from titan_motif.corpus.conversations import stage_1, stage_2
 from titan_motif.corpus.prepare import prepare
+from titan_motif.sft import prepare_sft
 
 SHORT_TOKENS = 1200
 """Of the source that is read several times."""
@@ -39,7 +49,7 @@ max_norm = 1.0
 mask_documents = true
 restart_positions = true
 [curriculum]
-total_tokens = 2400
+total_tokens = 2550
 local_batch_tokens = 96
 [[curriculum.sources]]
 name = "english"
@@ -55,7 +65,7 @@ group = "mathematics"
 path = "short"
 [[curriculum.phases]]
 name = "first"
-until_share = 0.4
+until_share = 0.3
 seq_len = 16
 global_batch_tokens = 96
 global_batch_tokens_end = 192
@@ -63,7 +73,7 @@ weights_start = {{ text = 0.6, code = 0.2, mathematics = 0.2 }}
 weights_end = {{ text = 0.3, code = 0.3, mathematics = 0.4 }}
 [[curriculum.phases]]
 name = "second"
-until_share = 0.7
+until_share = 0.5
 seq_len = 16
 global_batch_tokens = 192
 weights_start = {{ text = 0.3, code = 0.3, mathematics = 0.4 }}
@@ -111,6 +121,60 @@ train_timeout_seconds = 45
 [debug]
 seed = 0
 """
+
+SFT_TEXT = """
+[job]
+description = "a small stage of fine-tuning of the drill"
+[training]
+dataset_path = "{shared}/packed/stage-{stage}"
+seq_len = 64
+local_batch_size = 2
+global_batch_size = 4
+steps = 60
+max_norm = 1.0
+[sft]
+enable = true
+data = ["{shared}/stage-{stage}.jsonl"]
+[lr_scheduler]
+warmup_ratio = 0.05
+decay_type = "cosine"
+min_lr_factor = 0.0
+[checkpoint]
+enable = true
+initial_load_model_only = true
+"""
+_TAKEN_OVER = (
+    "model",
+    "optimizer",
+    "metrics",
+    "validation",
+    "summary",
+    "watchdog",
+    "comm",
+    "debug",
+)
+"""Sections that fine-tuning has from the small job."""
+SFT_ROWS = 160
+"""Conversations of a stage."""
+
+
+def small_sft_job(shared: Path, stage: int) -> Path:
+    """Return the TOML file of a stage (1 or 2) of fine-tuning the small job's model; likewise."""
+    pretrained = tomli.loads(small_job(shared).read_text())
+    shared = shared.absolute()
+    file = shared / f"stage-{stage}.toml"
+    with alone_in(shared), contextlib.redirect_stdout(io.StringIO()):
+        if not file.exists():
+            rows = itertools.islice((stage_1, stage_2)[stage - 1](), SFT_ROWS)
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+            (shared / f"stage-{stage}.jsonl").write_text(text)
+            job = tomli.loads(SFT_TEXT.format(shared=shared, stage=stage))
+            job |= {name: pretrained[name] for name in _TAKEN_OVER}
+            draft = file.with_suffix(".new")
+            draft.write_text(tomli_w.dumps(job))
+            prepare_sft(load_config([f"--job.config_file={draft}"], runs_here=False))
+            draft.rename(file)
+    return file
 
 
 def small_job(shared: Path) -> Path:
