@@ -20,13 +20,14 @@ from titan_motif.drill.ledger import Entry, Ledger, last_of_each
 from titan_motif.drill.mutations import MUTATIONS
 from titan_motif.drill.numbers import NUMBERS
 from titan_motif.drill.page import write_page
+from titan_motif.drill.resumes import RESUMES
 from titan_motif.drill.stalls import FULL_DISK, STALLS, can_mount
 from titan_motif.drill.stops import STOPS
 from titan_motif.run_records import describe_environment
 
 FAULTS = {
     fault.name: fault
-    for fault in (KILLS, MUTATIONS, NUMBERS, STOPS, *STALLS, FULL_DISK, CONFIGS, HOSTILE)
+    for fault in (KILLS, RESUMES, MUTATIONS, NUMBERS, STOPS, *STALLS, FULL_DISK, CONFIGS, HOSTILE)
 }
 NEEDS_ROOT = {FULL_DISK.name}
 """They mount a file system."""

@@ -14,7 +14,7 @@ from titan_motif.components.whole_files import alone_in
 from titan_motif.drill.fault import Fault, Outcome
 from titan_motif.drill.run_record import RunRecord, first_difference, read_run
 from titan_motif.drill.runs import SmallRun, last_line, run_to_end, start
-from titan_motif.drill.small_job import small_job
+from titan_motif.drill.small_job import shared_folder, small_job
 
 STEPS_SAVED = (3, 6, 9, 12, 15)
 KEPT = 3
@@ -171,7 +171,7 @@ def _missed(
 
 def run(number: int, folder: Path) -> Outcome:
     """Kill a run at the moment of a case's number, and start it again."""
-    shared = folder.absolute().parent / "small"
+    shared = shared_folder(folder)
     case = draw_case(number)
     return run_case(case, folder, small_job(shared), reference_run(shared, case.num_ranks))
 

@@ -17,7 +17,7 @@ from titan_motif.components.seal import SEAL
 from titan_motif.drill.fault import Fault, Outcome
 from titan_motif.drill.runs import run_to_end
 from titan_motif.drill.servant import Servant
-from titan_motif.drill.small_job import small_job
+from titan_motif.drill.small_job import shared_folder, small_job
 from titan_motif.drill.step_loader import Loaded, StepLoader
 
 STEPS = (9, 12, 15)
@@ -318,7 +318,7 @@ _servants: dict[Path, Servant] = {}
 
 def run(number: int, folder: Path) -> Outcome:
     """Mutate saved steps, let another process load them as a run does, and tell what it loaded."""
-    shared = folder.absolute().parent / "small"
+    shared = shared_folder(folder)
     save_run(shared)
     if shared not in _servants:
         _servants[shared] = Servant(_answer, (str(shared), str(shared / "loading")))

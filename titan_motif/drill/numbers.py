@@ -11,7 +11,7 @@ from titan_motif.drill.kills import whole_steps
 from titan_motif.drill.rank import STRUCK
 from titan_motif.drill.run_record import STARTS
 from titan_motif.drill.runs import last_line, start
-from titan_motif.drill.small_job import small_job
+from titan_motif.drill.small_job import shared_folder, small_job
 from titan_motif.drill.spoil import Place
 
 PLACES: tuple[Place, ...] = ("loss", "gradient", "norm", "logits", "parameter", "state")
@@ -67,7 +67,7 @@ def draw_case(number: int) -> Case:
 def run(number: int, folder: Path) -> Outcome:
     """Spoil a number of a run, and see what the step changed, and what was said."""
     case = draw_case(number)
-    job = small_job(folder.absolute().parent / "small")
+    job = small_job(shared_folder(folder))
     settings = [f"--job.config_file={job}", f"--optimizer.name={case.optimizer}"]
     fault = f"spoil {case.place} {case.value} {case.step} {case.rank}"
     try:

@@ -26,7 +26,7 @@ from titan_motif.curriculum import build_loader
 from titan_motif.drill.fault import Fault, Outcome
 from titan_motif.drill.run_record import RunRecord, first_difference, read_run
 from titan_motif.drill.runs import run_to_end, start
-from titan_motif.drill.small_job import small_job, small_sft_job
+from titan_motif.drill.small_job import shared_folder, small_job, small_sft_job
 from titan_motif.run_control import EXIT_PREEMPTED
 from titan_motif.run_folder import PREEMPTED
 
@@ -227,7 +227,7 @@ def compare_chain(run: RunRecord, reference: RunRecord, end: int) -> Outcome:
 
 def run(number: int, folder: Path) -> Outcome:
     """Stop and resume a run at the point of a number; the last two are of other kinds."""
-    shared = folder.absolute().parent / "small"
+    shared = shared_folder(folder)
     try:
         if number < len(POINTS):
             return run_point(POINTS[number], shared, folder)
@@ -242,6 +242,6 @@ RESUMES = Fault(
     bar="loss, gradient norm, learning rate and what was read are equal bit for bit in the 50 "
     "steps after; on other numbers of ranks no sequence is dropped or repeated",
     count=len(POINTS) + 2,
-    num_quick=2,
+    num_quick=1,
     run=run,
 )

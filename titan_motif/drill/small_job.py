@@ -5,18 +5,22 @@ the batch, then one of the length; ParallelMuon beside AdamW; an average of save
 """
 
 import contextlib
+import functools
 import io
 import itertools
 import json
+from hashlib import sha256
 from pathlib import Path
 
-import titan_motif.device  # noqa: F401  (before anything of torchtitan)
+import titan_motif.device
 
 # isort: split
 import numpy as np
 import tomli
 import tomli_w
 
+import titan_motif
+from titan_motif import components, kernels
 from titan_motif.components.whole_files import alone_in
 from titan_motif.config_loading import load_config
 from titan_motif.corpus.conversations import stage_1, stage_2
@@ -175,6 +179,24 @@ def small_sft_job(shared: Path, stage: int) -> Path:
             prepare_sft(load_config([f"--job.config_file={draft}"], runs_here=False))
             draft.rename(file)
     return file
+
+
+def shared_folder(folder: Path) -> Path:
+    """Return the folder, beside a case's, of what cases share: the job, its data, undisturbed runs.
+
+    Its name follows from the source: an undisturbed run of another version proves nothing.
+    """
+    return folder.absolute().parent / f"shared-{_source_hash()}"
+
+
+@functools.cache
+def _source_hash() -> str:
+    found = sha256()
+    for package in (titan_motif, components, kernels):
+        for root in package.__path__:
+            for file in sorted(Path(root).rglob("*.py")):
+                found.update(file.read_bytes())
+    return found.hexdigest()[:12]
 
 
 def small_job(shared: Path) -> Path:

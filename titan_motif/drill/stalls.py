@@ -16,7 +16,7 @@ from titan_motif.drill.kills import reference_run, whole_steps
 from titan_motif.drill.rank import STRUCK
 from titan_motif.drill.run_record import STARTS, first_difference, read_run
 from titan_motif.drill.runs import last_line, start
-from titan_motif.drill.small_job import small_job
+from titan_motif.drill.small_job import shared_folder, small_job
 
 STALL_SECONDS = 5
 """What the job allows a step."""
@@ -56,7 +56,7 @@ def run_stall(kind: Kind, number: int, folder: Path) -> Outcome:
     """Put a fault into a rank, through the product's launcher, and see how the run ends."""
     draw = random.Random(number)
     rank, step = number % 2, draw.randint(2, _LAST_STEP)
-    job = small_job(folder.absolute().parent / "small")
+    job = small_job(shared_folder(folder))
     settings = [f"--job.config_file={job}", f"--watchdog.stall_seconds={STALL_SECONDS}"]
     settings += ["--watchdog.slow_seconds=30", *kind.settings]
     told = f"step {step}, rank {rank}"
@@ -86,7 +86,7 @@ def run_full_disk(number: int, folder: Path) -> Outcome:
     """Let a run's file system have too little room, then enough."""
     draw = random.Random(number)
     kilobytes, num_ranks = draw.randint(100, 1400), 1 + number % 2
-    shared = folder.absolute().parent / "small"
+    shared = shared_folder(folder)
     job, reference = small_job(shared), reference_run(shared, num_ranks)
     mode = ("disabled", "async")[number // 2 % 2]
     settings = [f"--job.config_file={job}", f"--checkpoint.async_mode={mode}"]

@@ -11,7 +11,7 @@ from titan_motif.drill.fault import Fault, Outcome
 from titan_motif.drill.kills import StepWatch, reference_run, whole_steps
 from titan_motif.drill.run_record import STARTS, first_difference, read_run
 from titan_motif.drill.runs import SmallRun, last_line, start
-from titan_motif.drill.small_job import small_job
+from titan_motif.drill.small_job import shared_folder, small_job
 from titan_motif.run_control import EXIT_PREEMPTED
 from titan_motif.run_folder import PREEMPTED
 
@@ -64,7 +64,7 @@ def draw_case(number: int) -> Case:
 
 def run(number: int, folder: Path) -> Outcome:
     """Stop a run at the moment of a case's number, and start it again."""
-    case, shared = draw_case(number), folder.absolute().parent / "small"
+    case, shared = draw_case(number), shared_folder(folder)
     job, reference = small_job(shared), reference_run(shared, case.num_ranks)
     settings = [f"--job.config_file={job}", f"--checkpoint.async_mode={case.mode}"]
     run_folder = folder / "run"
