@@ -8,7 +8,8 @@ from unittest import mock
 import pytest
 from whole_runs import ROOT, run
 
-from titan_motif.drill.mutations import KINDS, STEPS
+from titan_motif.drill.mutation_kinds import KINDS
+from titan_motif.drill.mutations import STEPS
 from titan_motif.drill.small_job import small_job
 
 ONE_LAYER = "--model.args.n_layers=1"
