@@ -123,6 +123,7 @@ class StepGate:
         """Take in numbers of the step, none of which may be NaN or infinite; a name of WATCHED."""
         self._watched[name] = values.detach().to(self.device)
 
+    @torch.no_grad()
     def decide(self, numbers: Numbers) -> tuple[Tensor, Tensor]:
         """Return whether the step is refused, and which gradients exist anywhere: 0.0 or 1.0.
 
@@ -178,6 +179,7 @@ class StepGate:
             )
         logger.warning(f"step {step} is skipped: {told}")
 
+    @torch.no_grad()
     def check_at_rest(self, numbers: Numbers, what: str) -> None:
         """Check parameters and state between steps, say before a save, and wait for the answer.
 

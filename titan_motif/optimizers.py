@@ -44,6 +44,7 @@ class AdamContainer(OptimizersContainer):
         self.named = trained_parameters(model)
         self.gate = StepGate(list(self.named), next(iter(self.named.values())).device)
 
+    @torch.no_grad()
     def numbers(self) -> Numbers:
         """Return this rank's parts of gradients, parameters and state on the device."""
         (optimizer,) = self.optimizers

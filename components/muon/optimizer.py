@@ -129,6 +129,7 @@ class ParallelMuon(torch.optim.Optimizer):
         self.gate.settle()
         return self.gate.num_skipped
 
+    @torch.no_grad()
     def numbers(self) -> Numbers:
         """Return this rank's parts of gradients, parameters and state."""
         parameters = [p for group in self.param_groups for p in group["params"]]
