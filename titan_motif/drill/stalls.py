@@ -31,24 +31,29 @@ class Kind(NamedTuple):
 
     name: str
     title: str
-    word: str
-    """Of titan_motif.drill.rank_faults."""
+    words: tuple[str, ...]
+    """Of titan_motif.drill.rank_faults, by turns."""
     told: str
     """What the sentence has, of rank and step."""
     settings: tuple[str, ...] = ()
 
 
 KINDS = (
-    Kind("hanging-read", "reading data hangs on one of 2 ranks", "read", "rank {rank} made no"),
-    Kind("stuck-rank", "the process of one of 2 ranks is stopped", "stopped", "rank {rank}: stop"),
+    Kind("hanging-read", "reading data hangs on one of 2 ranks", ("read",), "rank {rank} made no"),
+    Kind(
+        "stuck-rank",
+        "the process of one of 2 ranks is stopped, or its interpreter is held in a call of C",
+        ("stopped", "held"),
+        "nothing is heard of rank {rank}: ",
+    ),
     Kind(
         "killed-worker",
         "a worker of one of 2 ranks' data loaders is killed",
-        "worker",
+        ("worker",),
         "on rank {rank}, which reads",
         ("--training.dataloader.num_workers=2",),
     ),
-    Kind("end-of-data", "one of 2 ranks has no data left", "data", "rank {rank} has no data"),
+    Kind("end-of-data", "one of 2 ranks has no data left", ("data",), "rank {rank} has no data"),
 )
 
 
@@ -59,8 +64,9 @@ def run_stall(kind: Kind, number: int, folder: Path) -> Outcome:
     job = small_job(shared_folder(folder))
     settings = [f"--job.config_file={job}", f"--watchdog.stall_seconds={STALL_SECONDS}"]
     settings += ["--watchdog.slow_seconds=30", *kind.settings]
-    told = f"step {step}, rank {rank}"
-    run_folder, fault = folder / "run", f"{kind.word} {step} {rank}"
+    word = kind.words[number // 2 % len(kind.words)]
+    told = f"{word}, step {step}, rank {rank}"
+    run_folder, fault = folder / "run", f"{word} {step} {rank}"
     try:
         with start(settings, run_folder, 2, launches=True, fault=fault) as run:
             struck = run_folder / STARTS / f"001-{rank}{STRUCK}"
@@ -79,6 +85,9 @@ def run_stall(kind: Kind, number: int, folder: Path) -> Outcome:
         return Outcome(False, f"{told}: took {seconds:.1f} s")
     if len(sentences) != 1 or words not in sentences[0]:
         return Outcome(False, f"{told}: said {sentences or last_line(log)}")
+    _, _, stacks = sentences[0].partition("stacks of its threads: ")
+    if stacks and not Path(stacks).read_text():
+        return Outcome(False, f"{told}: {stacks} is empty")
     return Outcome(True, f"{told}: over after {seconds:.1f} s: {sentences[0]}")
 
 
