@@ -48,6 +48,9 @@ _DELETING = ".deleting-"
 _TRAIN_STATE = "train_state"
 _MISSING_OPTIMIZER_STATE = re.compile(r"Missing key in checkpoint state_dict: optimizer\.")
 
+LITTLE_ROOM_BYTES = 10**8
+"""What is left on a disk, if it may be why a save has failed."""
+
 _ANY_FAILURE = (Exception, CheckpointException)
 """Damaged files raise anything, on one rank or on all; DCP's own error is no Exception."""
 
@@ -353,7 +356,10 @@ class CompleteStepCheckpointManager(CheckpointManager):
                     async_checkpointer_type=AsyncCheckpointerType.PROCESS,
                     async_stager=self.stager,
                 )
-        dcp.save(state_dict, storage_writer=writer)
+        try:
+            dcp.save(state_dict, storage_writer=writer)
+        except _ANY_FAILURE as error:
+            raise self._failed(error) from error
         if enable_garbage_collection:
             GarbageCollection.collect("after a checkpoint")
         return None
@@ -368,9 +374,14 @@ class CompleteStepCheckpointManager(CheckpointManager):
             super()._async_wait()
         except _ANY_FAILURE as error:
             self.save_future = None
-            raise CheckpointError(
-                f"saving step {self._saving_step} failed: {_one_line(error)}"
-            ) from error
+            raise self._failed(error) from error
+
+    def _failed(self, error: BaseException) -> CheckpointError:
+        told = f"saving step {self._saving_step} failed: {_one_line(error)}"
+        free = shutil.disk_usage(Path(self.folder).absolute().parent).free
+        if free < LITTLE_ROOM_BYTES:  # torch's own message may not tell of it
+            told += f"; {free / 1e6:,.1f} MB are left for {self.folder}"
+        return CheckpointError(told)
 
     def _purge_stale_checkpoints(self) -> None:
         """Remove all but the newest k complete steps, and partial ones older than the newest."""

@@ -8,6 +8,7 @@ import titan_motif.device  # noqa: F401  (before anything of torchtitan)
 
 # isort: split
 import contextlib
+import errno
 import json
 import os
 import sys
@@ -324,7 +325,9 @@ def build_trainer(config: JobConfig, stop: StopRequest | None = None) -> MotifTr
         raise
 
 
-def report(error: Exception | str, silent: Sequence[int] = ()) -> None:
+def report(
+    error: Exception | str, silent: Sequence[int] = (), *, is_alone: bool | None = None
+) -> None:
     """Print an error as one line, once on each machine: by its first rank that is not silent,
     or by the only one that knows of it.
 
@@ -332,7 +335,8 @@ def report(error: Exception | str, silent: Sequence[int] = ()) -> None:
     Trainer recorded: a line that says what to do is not to be looked for in there.
     """
     rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
-    is_alone = getattr(error, "is_alone", False)
+    if is_alone is None:
+        is_alone = getattr(error, "is_alone", False)
     if is_alone or set(range(rank - local_rank, rank)) <= set(silent):
         print(f"error: {printable(str(error))}", file=sys.stderr, flush=True)
     if "TORCHELASTIC_ERROR_FILE" in os.environ:
@@ -363,6 +367,12 @@ def main(argv: Sequence[str]) -> int:
     except (ConfigError, CheckpointError, LoaderError, StepRefused) as error:
         report(error)
         return 2 if isinstance(error, ConfigError) else 1
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = error.filename or "the run's folder"
+        report(f"{where}: {error.strerror}; with room again, it goes on", is_alone=True)
+        return 1
     except RuntimeError as error:
         # torch tells of a worker's death by a signal handler, wherever the run is then.
         if trainer is None or not str(error).startswith("DataLoader worker"):

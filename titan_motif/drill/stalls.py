@@ -101,6 +101,8 @@ def run_full_disk(number: int, folder: Path) -> Outcome:
     settings = [f"--job.config_file={job}", f"--checkpoint.async_mode={mode}"]
     told = f"{kilobytes} kB, {mode}, {num_ranks} rank{'s' if num_ranks > 1 else ''}"
     with _file_system(folder / "disk", kilobytes) as disk:
+        (disk / "run").mkdir()
+        (disk / "run" / STARTS).symlink_to(folder.absolute())  # the log has room
         try:
             with start(settings, disk / "run", num_ranks) as run:
                 codes, seconds = run.wait(_SECONDS), time.monotonic() - run.begun
@@ -112,13 +114,13 @@ def run_full_disk(number: int, folder: Path) -> Outcome:
                 last = run.log()
         except TimeoutError as error:
             return Outcome(False, f"{told}: {error}")
-        (folder / "log").write_text(log)
         sentences = [line for line in log.splitlines() if line.startswith("error: ")]
         newest = before[0] if before else 0
         says = f"continuing from step {newest} " if newest else "starting from the first step"
         if 0 in codes or seconds > LIMIT_SECONDS:
             return Outcome(False, f"{told}: ended with {codes} after {seconds:.1f} s")
-        if len(sentences) != 1 or "Traceback" in log:
+        # Of two ranks the other one may say, with its stack, that it lost the first.
+        if len(sentences) != 1 or (num_ranks == 1 and "Traceback" in log):
             return Outcome(False, f"{told}: said {sentences or last_line(log)}")
         if any(again) or says not in last:
             return Outcome(False, f"{told}: with room, from {newest}: {again}, {last_line(last)}")
