@@ -10,7 +10,7 @@ from torchtitan.tools.logging import logger
 
 from titan_motif.components.loss_window import LossWindow
 
-WATCHED = ("gradient norm", "attention's logits")
+WATCHED = ("gradient norm", "largest attention logit")
 """Numbers of a step that belong to no parameter, beside the loss."""
 
 

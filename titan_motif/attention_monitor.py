@@ -60,7 +60,9 @@ class AttentionMonitor:
     def before_step(self, *unused) -> None:
         """Let the gate see the largest logits of this rank's heads."""
         if self.record.seen_heads is not None:
-            self.gate.watch("attention's logits", self.record.maxima[:, self.record.seen_heads])
+            self.gate.watch(
+                "largest attention logit", self.record.maxima[:, self.record.seen_heads]
+            )
 
     @torch.no_grad()
     def __call__(self, *unused) -> None:

@@ -21,7 +21,7 @@ SHORT = ["--training.steps", "4", "--checkpoint.interval", "1", "--validation.en
         ("loss", math.inf, ADAMW, "the loss of data-parallel rank 1 (micro-batch 1);"),
         ("gradient", math.inf, ADAMW, "the gradient of"),
         ("norm", math.inf, MUON, "the gradient norm"),
-        ("logits", math.nan, MUON, "the attention's logits"),
+        ("logits", math.nan, MUON, "the largest attention logit"),
     ],
 )
 def test_a_step_with_such_a_number_on_one_rank_changes_nothing_on_any(

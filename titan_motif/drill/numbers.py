@@ -19,7 +19,7 @@ NAMED = {
     "loss": "the loss of data-parallel rank {rank} (micro-batch ",
     "gradient": "the gradient of ",
     "norm": "the gradient norm",
-    "logits": "the attention's logits",
+    "logits": "the largest attention logit",
     "parameter": "the values of ",
     "state": "the optimizer's state of ",
 }

@@ -52,7 +52,7 @@ def test_finite_numbers_are_applied_and_gradients_that_exist_are_told():
         ({"gradient": 0}, "the gradient of a"),
         ({"loss": 0}, "the loss of data-parallel rank 2 (micro-batch 2)"),
         ({"gradient norm": 0}, "the gradient norm"),
-        ({"attention's logits": 0}, "the attention's logits"),
+        ({"largest attention logit": 0}, "the largest attention logit"),
     ],
 )
 def test_a_number_that_is_not_finite_skips_the_step_and_is_named(spoil, told, value, caplog):
@@ -60,7 +60,7 @@ def test_a_number_that_is_not_finite_skips_the_step_and_is_named(spoil, told, va
     found.data_rank, found.data_ranks = 2, 3
     for name in ("fine", "loss"):
         found.add_loss(torch.tensor(value if name in spoil else 1.0))
-    for name in ("gradient norm", "attention's logits"):
+    for name in ("gradient norm", "largest attention logit"):
         found.watch(name, torch.tensor([1.0, value if name in spoil else 1.0]))
     refused, _ = found.decide(numbers({name: value for name in spoil if name == "gradient"}))
     assert refused.item() == 1
