@@ -22,43 +22,39 @@ class LossWindow:
     def __init__(self, size: int, z_score: float, device: torch.device) -> None:
         self.size, self.z_score = size, z_score
         self.losses = torch.zeros(size, device=device)
+        """The newest last."""
         self.count = torch.zeros((), dtype=torch.int64, device=device)
         """Losses that were kept since the window was emptied."""
-        self._places = torch.arange(size, device=device)
-        self._last = torch.zeros((), device=device)
 
     def spike(self, loss: Tensor) -> Tensor:
-        """Return z if a loss is a spike, else 0.0; and hold the loss for `keep`.
+        """Return z if a loss is a spike, else 0.0.
 
         Shapes: loss () -> ()
         """
-        self._last = loss
-        spread = self.losses.std()
-        z = (loss - self.losses.mean()) / spread
+        z = (loss - self.losses.mean()) / self.losses.std()
         is_spike = (z > self.z_score) & z.isfinite() & (self.count >= self.size)
         return torch.where(is_spike, z, 0.0)
 
-    def keep(self, is_applied: Tensor) -> None:
-        """Take the last loss into the window, if its step is applied.
+    def keep(self, loss: Tensor, is_applied: Tensor) -> None:
+        """Take a loss into the window, if its step is applied.
 
-        Shapes: is_applied (), 0.0 or 1.0
+        Shapes: loss (), is_applied () bool
         """
-        is_here = (self._places == self.count % self.size) & is_applied.bool()
-        self.losses = torch.where(is_here, self._last, self.losses)
-        self.count = self.count + is_applied.long()
+        moved = torch.cat((self.losses[1:], loss.reshape(1)))
+        self.losses = torch.where(is_applied, moved, self.losses)
+        self.count = self.count + is_applied
 
     def empty(self) -> None:
         """Begin anew, as where other data or another length make other losses."""
         self.count = torch.zeros_like(self.count)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the losses, the oldest first, as a text: a window of another size can take it."""
-        count = int(self.count)
-        losses = self.losses.roll(-(count % self.size)) if count >= self.size else self.losses
-        return {"losses": json.dumps(losses[: min(count, self.size)].tolist())}
+        """Return the losses, the newest last, as a text: a window of another size can take it."""
+        count = min(int(self.count), self.size)
+        return {"losses": json.dumps(self.losses[self.size - count :].tolist())}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up the last losses of a window."""
         losses = json.loads(state["losses"])[-self.size :]
-        self.losses.zero_()[: len(losses)] = torch.tensor(losses)
+        self.losses[self.size - len(losses) :] = torch.tensor(losses)
         self.count.fill_(len(losses))

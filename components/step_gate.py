@@ -58,28 +58,32 @@ class Finding(NamedTuple):
         if self.spike:
             return f"the loss is {self.spike:.1f} standard deviations above those before it"
         told = []
+        if self.parameters or self.states:  # of which all else that is not finite may follow
+            return f"not finite: {self._told_names()}"
         if self.losses:
             where = ", ".join(f"rank {r} (micro-batch {m + 1})" for r, m in self.losses[:3])
             told.append(f"the loss of data-parallel {where}{_more(self.losses[3:])}")
         told += [f"the {name}" for name in self.watched]
-        told += [
-            f"the {what} of {names[0]}{_more(names[1:])}"
-            for what, names in (
-                ("gradient", self.gradients),
-                ("values", self.parameters),
-                ("optimizer's state", self.states),
-            )
-            if names
-        ]
+        told += [self._told_names()] if self.gradients else []
         return f"not finite: {', '.join(told)}"
+
+    def _told_names(self) -> str:
+        at_rest = (("values", self.parameters), ("optimizer's state", self.states))
+        parts = at_rest if any(names for _, names in at_rest) else (("gradient", self.gradients),)
+        return ", ".join(
+            f"the {what} of {names[0]}{_more(names[1:])}" for what, names in parts if names
+        )
 
 
 class StepGate:
     """Decides on the device, with one reduction, and tells the host a step later.
 
-    The host never waits for the decision: it reads a step's flags when the next step is decided,
-    from a copy that was started when the flags were known. All ranks read the same flags at the
-    same place, so that an error ends all of them.
+    The host does not wait for a step's decision, but for that of the step before: it reads the
+    flags when the next step is decided, from a copy that was started when they were known. All
+    ranks read the same flags at the same place, so that an error ends all of them.
+
+    What an update is made of is checked, not the update: of finite gradients whose norm is finite,
+    parameters and states, Newton-Schulz and AdamW make finite ones.
 
     Args:
         names:       of the parameters that decisions are made for
@@ -101,6 +105,7 @@ class StepGate:
         """A finding in words; it may know more than this, such as a step's documents."""
         self._losses: list[Tensor] = []
         self._watched: dict[str, Tensor] = {}
+        self._gradient_flags: Tensor | None = None
         self._presence: dict[tuple[bool, ...], Tensor] = {}
         self._pending: tuple[int, Tensor, torch.cuda.Event | None] | None = None
 
@@ -111,6 +116,7 @@ class StepGate:
         self.step = step
         self._losses.clear()
         self._watched.clear()
+        self._gradient_flags = None
 
     def add_loss(self, loss: Tensor) -> None:
         """Take in the loss of this rank's next micro-batch.
@@ -124,6 +130,11 @@ class StepGate:
         self._watched[name] = values.detach().to(self.device)
 
     @torch.no_grad()
+    def look_at_gradients(self, gradients: Sequence[Tensor | None]) -> None:
+        """Look at this rank's parts before they are clipped, which makes all NaN where one is."""
+        self._gradient_flags = self._not_finite(gradients)
+
+    @torch.no_grad()
     def decide(self, numbers: Numbers) -> tuple[Tensor, Tensor]:
         """Return whether the step is refused, and which gradients exist anywhere: 0.0 or 1.0.
 
@@ -131,12 +142,18 @@ class StepGate:
         Raises: StepRefused, on all ranks alike, if the step before was one too many
         """
         self.settle()
+        loss = self._whole_loss() if self.window is not None and self._losses else None
+        spike = torch.zeros(1, device=self.device)
+        if loss is not None:
+            spike = self.window.spike(loss).reshape(1)
+        if self._gradient_flags is None:
+            self.look_at_gradients(numbers.gradients)
         flags = torch.cat(
             (
-                self._spike().reshape(1),
+                spike,
                 self._watched_flags(),
                 self._loss_flags(),
-                self._not_finite(numbers.gradients),
+                self._gradient_flags,
                 *self._at_rest(numbers),
                 self._present(numbers.gradients),
             )
@@ -144,8 +161,8 @@ class StepGate:
         _reduce_(flags, dist.ReduceOp.MAX)
         count = len(self.names)
         self.refused = (flags[:-count] > 0).any().float()
-        if self.window is not None and self._losses:
-            self.window.keep(1.0 - self.refused)
+        if loss is not None:
+            self.window.keep(loss, self.refused == 0)
         self._remember(flags)
         self.begin(self.step + 1)
         return self.refused, flags[-count:]
@@ -196,12 +213,13 @@ class StepGate:
 
     # ---- flags, this rank's
 
-    def _spike(self) -> Tensor:
-        if self.window is None or not self._losses:
-            return torch.zeros((), device=self.device)
+    def _whole_loss(self) -> Tensor:
+        """Return the step's loss, the sum over its micro-batches and data-parallel ranks."""
         total = torch.stack(self._losses).sum()
         _reduce_(total, dist.ReduceOp.SUM)
-        return self.window.spike(total)
+        # Ranks of tensor parallelism have added the same one.
+        ranks = dist.get_world_size() if dist.is_initialized() else 1
+        return total * (self.data_ranks / ranks)
 
     def _watched_flags(self) -> Tensor:
         zero = torch.zeros((), device=self.device)

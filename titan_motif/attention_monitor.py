@@ -73,10 +73,9 @@ class AttentionMonitor:
                 dist.all_reduce(maxima, dist.ReduceOp.MAX)
             if self._clips_at(self.step):
                 logits = maxima[:, :-2]
-                if (
-                    self.gate.refused is not None
-                ):  # a step that changed nothing is to change nothing
-                    logits = logits.masked_fill(self.gate.refused.bool(), -math.inf)
+                if self.gate.refused is not None:  # after a step that changed nothing, nothing
+                    is_refused = self.gate.refused.bool().to(logits.device)
+                    logits = logits.masked_fill(is_refused, -math.inf)
                 self._num_clipped = self._num_clipped + self.clip(logits)
             before = self._since_log
             self._since_log = maxima.clone() if before is None else before.maximum(maxima)

@@ -325,8 +325,9 @@ class Validation(torchtitan_config.Validation):
 @dataclass
 class StepCheck:
     """
-    Which steps are applied: those in which loss, gradients and their norm, attention's largest
-    logits, parameters and the optimizer's state are finite on all ranks. Another changes nothing.
+    Which steps are applied: those in which loss, gradients and their norm, parameters, the
+    optimizer's state, and attention's largest logits where they are recorded, are finite on all
+    ranks. Another changes nothing.
     """
 
     max_skipped_steps: int = 10

@@ -47,13 +47,16 @@ class StepCheckOfRun:
         self.gate.begin(step)
         index = self.loader.next_step
         self._begun = step, index
-        if self.gate.window is not None and index and self._part(index) != self._part(index - 1):
+        is_new = index == 0 or self._part(index) != self._part(index - 1)
+        if self.gate.window is not None and is_new:
             self.gate.window.empty()
 
     def describe(self, finding: Finding) -> str:
         """Return a finding in words, with the documents of its first bad micro-batch."""
         step, index = self._begun
         index -= step - finding.step  # a run may have begun its data anew
+        if finding.parameters or finding.states:  # no document is to blame
+            return str(finding)
         if not finding.losses:
             return f"{finding}; its documents: titan-motif data trace --step {index + 1}"
         told = "; ".join(self._sequences(index, *finding.losses[0]))

@@ -176,6 +176,7 @@ class MotifTrainer(torchtitan.train.Trainer):
         return loss.cross_entropy / global_valid_tokens
 
     def _clip_gradients(self, *args: Any, **kwargs: Any) -> Tensor:
+        self.gate.look_at_gradients(self.optimizers.numbers().gradients)
         norm = _clip_gradients(*args, **kwargs)
         self.gate.watch("gradient norm", norm)
         return norm
@@ -280,6 +281,7 @@ class MotifTrainer(torchtitan.train.Trainer):
     def train(self) -> None:
         try:
             super().train()
+            self.gate.settle()
             self._edge()
             self._evaluate(self.step)
             if self.job_config.summary.enable:

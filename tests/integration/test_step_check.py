@@ -19,7 +19,7 @@ SHORT = ["--training.steps", "4", "--checkpoint.interval", "1", "--validation.en
     [
         ("loss", math.nan, MUON, "the loss of data-parallel rank 1 (micro-batch 1);"),
         ("loss", math.inf, ADAMW, "the loss of data-parallel rank 1 (micro-batch 1);"),
-        ("gradient", math.inf, ADAMW, "the gradient of"),
+        ("gradient", math.inf, ADAMW, "the gradient norm, the gradient of output.weight;"),
         ("norm", math.inf, MUON, "the gradient norm"),
         ("logits", math.nan, MUON, "the largest attention logit"),
     ],

@@ -21,6 +21,7 @@ KEPT = 3
 """checkpoint.keep_latest_k of the job."""
 _SECONDS = 90
 """What a run may take; it takes three."""
+_ATTEMPTS = 5
 _LAUNCHED_EACH = 20
 """Every so many cases, the last of them, the job is started by the product's own launcher."""
 
@@ -48,9 +49,13 @@ class Case(NamedTuple):
         )
 
 
-def draw_case(number: int) -> Case:
-    """Return a case by its number: two of three fall into a save, or shortly after."""
-    draw = random.Random(number)
+def draw_case(number: int, attempt: int = 0) -> Case:
+    """Return a case by its number: two of three fall into a save, or shortly after.
+
+    Args:
+        attempt: the number of earlier moments at which the run was over already
+    """
+    draw = random.Random(number + 1_000_003 * attempt)
     num_ranks = 1 + number // 2 % 2
     launches = number % _LAUNCHED_EACH == _LAUNCHED_EACH - 1
     saving_step = draw.choice(STEPS_SAVED) if draw.random() < 2 / 3 else None
@@ -103,8 +108,8 @@ class StepWatch:
         self.look()
 
 
-def kill(run: SmallRun, case: Case, watch: StepWatch) -> None:
-    """Kill a run at a case's moment, if it is not over by then, and wait for its end."""
+def kill(run: SmallRun, case: Case, watch: StepWatch) -> bool:
+    """Kill a run at a case's moment, wait for its end, and return whether it was not over then."""
     if case.saving_step is not None:
         begun = watch.folder / f"step-{case.saving_step}"
         watch.until(lambda: begun.exists() or run.is_over, _SECONDS)
@@ -112,8 +117,9 @@ def kill(run: SmallRun, case: Case, watch: StepWatch) -> None:
     watch.until(lambda: time.monotonic() > moment or run.is_over, case.after_seconds)
     run.signal(signal.SIGKILL, case.rank)
     watch.until(lambda: run.is_over, _SECONDS)
-    run.wait(0.1)
+    codes = run.wait(0.1)
     watch.look()
+    return any(codes)  # 0 is that of a rank, or of the launcher, that came to its end
 
 
 def whole_steps(folder: Path) -> list[int]:
@@ -125,13 +131,14 @@ def whole_steps(folder: Path) -> list[int]:
     ]
 
 
-def run_case(case: Case, folder: Path, job: Path, reference: RunRecord) -> Outcome:
-    """Start a run, kill it, start it again, and see what became of it."""
+def run_case(case: Case, folder: Path, job: Path, reference: RunRecord) -> Outcome | None:
+    """Start a run, kill it, start it again, and see what became of it; None: it was over before."""
     settings = [f"--job.config_file={job}", f"--checkpoint.async_mode={case.mode}"]
     told, watch = str(case), StepWatch(folder / "run" / "checkpoint")
     try:
         with start(settings, folder / "run", case.num_ranks, launches=case.launches) as run:
-            kill(run, case, watch)
+            if not kill(run, case, watch):
+                return None
         before = whole_steps(watch.folder)
         with start(settings, folder / "run", case.num_ranks, launches=case.launches) as run:
             watch.until(lambda: run.is_over, _SECONDS)
@@ -172,8 +179,13 @@ def _missed(
 def run(number: int, folder: Path) -> Outcome:
     """Kill a run at the moment of a case's number, and start it again."""
     shared = shared_folder(folder)
-    case = draw_case(number)
-    return run_case(case, folder, small_job(shared), reference_run(shared, case.num_ranks))
+    for attempt in range(_ATTEMPTS):
+        case = draw_case(number, attempt)
+        reference = reference_run(shared, case.num_ranks)
+        outcome = run_case(case, folder / str(attempt), small_job(shared), reference)
+        if outcome is not None:
+            return outcome
+    return Outcome(False, f"the run was over before each of {_ATTEMPTS} moments")
 
 
 KILLS = Fault(

@@ -1,5 +1,6 @@
 """What became of every case that was ever run: a file of lines, to which commands append."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -35,22 +36,33 @@ class Ledger:
         """
         if not self.path.exists():
             return []
-        lines = self.path.read_text().split("\n")
-        try:
-            # What follows the last newline is of a command that was killed.
-            return [Entry(**parse_json(line)) for line in lines[:-1]]
-        except (TypeError, ValueError):
-            raise ValueError(f"{self.path}: is no ledger of the drill") from None
+        found = []
+        for line in self.path.read_text().splitlines():
+            try:
+                entry = parse_json(line)
+            except ValueError:  # of a command that was killed
+                continue
+            try:
+                found.append(Entry(**entry))
+            except TypeError:
+                raise ValueError(f"{self.path}: is no ledger of the drill") from None
+        return found
 
     def add(self, entry: Entry) -> None:
         """Append an entry, whole."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        line = json.dumps(entry._asdict(), ensure_ascii=False) + "\n"
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(descriptor, line.encode())
-        finally:
-            os.close(descriptor)
+        # One write, so that commands do not mix theirs; a line that was cut off is ended first.
+        line = b"\n" * self._is_cut_off() + json.dumps(entry._asdict()).encode() + b"\n"
+        with self.path.open("ab", buffering=0) as file:
+            if file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+
+    def _is_cut_off(self) -> bool:
+        if not self.path.exists() or not self.path.stat().st_size:
+            return False
+        with self.path.open("rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) != b"\n"
 
 
 def last_of_each(entries: list[Entry]) -> dict[tuple[str, int], Entry]:

@@ -64,13 +64,14 @@ def _section(fault: Fault, entries: Sequence[Entry]) -> list[str]:
     if not last:
         return [*lines, "Not run yet.", ""]
     held = [entry for entry in last if entry.is_held]
-    again = {e.case for e in entries if not e.is_held} & {e.case for e in held}
     lines.append(f"Held: {len(held)} of {len(last)}.")
-    if again:
-        lines.append(
-            f"Of these {len(again)} were not held when they were first run, and are since what was "
-            "found was mended."
-        )
+    missed_at = {(e.case, e.commit) for e in entries if not e.is_held}
+    mended = {e.case for e in held if any(case == e.case for case, _ in missed_at)}
+    unsteady = {e.case for e in held if (e.case, e.commit) in missed_at}
+    if mended - unsteady:
+        lines.append(f"Of these {len(mended - unsteady)} were not held at an earlier commit.")
+    if unsteady:
+        lines.append(f"Of these {len(unsteady)} were held only when run again, at the same commit.")
     commits = sorted({entry.commit for entry in last})
     lines += [f"Commits: {', '.join(commits)}; torch {', '.join(sorted({e.torch for e in last}))}."]
     missed = [entry for entry in last if not entry.is_held]

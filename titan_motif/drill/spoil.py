@@ -54,9 +54,13 @@ def spoil_run(trainer: MotifTrainer, spoil: Spoil, tell: Callable[[Watched], Any
         tell(Watched(bool(trainer.gate.refused), _hash(trainer) == before))
         return None
 
+    @torch.no_grad()
     def clipping(*args: Any, **kwargs: Any) -> Tensor:
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
         if is_here and is_due() and spoil.place == "norm":
-            torch._foreach_mul_([p.grad for p in model.parameters() if p.grad is not None], 1e30)
+            torch._foreach_mul_(gradients, 1e30)
+        if is_here and is_due() and spoil.place == "gradient":
+            _some(gradients[::-1])[0] = spoil.value
         return clip(*args, **kwargs)
 
     def spoil_loss(module: Any, given: Any, loss: Loss) -> Loss:
@@ -76,11 +80,8 @@ def spoil_run(trainer: MotifTrainer, spoil: Spoil, tell: Callable[[Watched], Any
 
 @torch.no_grad()
 def _spoil_before_update(trainer: MotifTrainer, spoil: Spoil) -> None:
-    (model,) = trainer.model_parts
     (optimizer,) = trainer.optimizers
-    if spoil.place == "gradient":
-        _some([p.grad for p in model.parameters() if p.grad is not None])[0] = spoil.value
-    elif spoil.place == "state":
+    if spoil.place == "state":
         states = [value for state in optimizer.state.values() for value in state.values()]
         _some([value for value in states if value.ndim])[0] = spoil.value
     elif spoil.place == "logits":

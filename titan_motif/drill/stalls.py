@@ -36,15 +36,24 @@ class Kind(NamedTuple):
     told: str
     """What the sentence has, of rank and step."""
     settings: tuple[str, ...] = ()
+    frame: str | None = None
+    """What the stacks of the rank that tells, or of the one that hangs, have to show."""
 
 
 KINDS = (
-    Kind("hanging-read", "reading data hangs on one of 2 ranks", ("read",), "rank {rank} made no"),
+    Kind(
+        "hanging-read",
+        "reading data hangs on one of 2 ranks",
+        ("read",),
+        "rank {rank} made no",
+        frame="in never",
+    ),
     Kind(
         "stuck-rank",
         "the process of one of 2 ranks is stopped, or its interpreter is held in a call of C",
         ("stopped", "held"),
         "nothing is heard of rank {rank}: ",
+        frame="File ",
     ),
     Kind(
         "killed-worker",
@@ -70,12 +79,11 @@ def run_stall(kind: Kind, number: int, folder: Path) -> Outcome:
     try:
         with start(settings, run_folder, 2, launches=True, fault=fault) as run:
             struck = run_folder / STARTS / f"001-{rank}{STRUCK}"
-            while not struck.exists() and not run.is_over:
-                time.sleep(0.01)
+            run.until(struck.exists, _SECONDS)
             begin = time.monotonic()
             codes = run.wait(_SECONDS)
             seconds, log = time.monotonic() - begin, run.log()
-    except TimeoutError as error:
+    except (TimeoutError, RuntimeError) as error:
         return Outcome(False, f"{told}: {error}")
     sentences = [line for line in log.splitlines() if line.startswith("error: ")]
     words = kind.told.format(rank=rank)
@@ -86,8 +94,8 @@ def run_stall(kind: Kind, number: int, folder: Path) -> Outcome:
     if len(sentences) != 1 or words not in sentences[0]:
         return Outcome(False, f"{told}: said {sentences or last_line(log)}")
     _, _, stacks = sentences[0].partition("stacks of its threads: ")
-    if stacks and not Path(stacks).read_text():
-        return Outcome(False, f"{told}: {stacks} is empty")
+    if kind.frame and not (stacks and kind.frame in Path(stacks).read_text()):
+        return Outcome(False, f"{told}: no stack shows {kind.frame!r}: {sentences[0]}")
     return Outcome(True, f"{told}: over after {seconds:.1f} s: {sentences[0]}")
 
 

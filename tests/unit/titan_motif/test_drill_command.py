@@ -106,3 +106,5 @@ def test_a_line_that_was_cut_off_costs_that_entry_alone(tmp_path: Path):
     with ledger.path.open("a") as file:
         file.write('{"fault": "a", "ca')
     assert ledger.entries() == [entry]
+    ledger.add(entry._replace(case=1))
+    assert ledger.entries() == [entry, entry._replace(case=1)]
