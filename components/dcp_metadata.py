@@ -197,7 +197,7 @@ class _Maker:
         self.folder = folder
         files = (path for path in folder.iterdir() if path.is_file())
         self.sizes = {path.name: path.stat().st_size for path in files}
-        self.made: dict[int, Any] = {}
+        self.made: dict[tuple[str, int], Any] = {}
 
     def metadata(self, record: Any) -> Metadata:
         values = _state(record, "Metadata")
@@ -209,9 +209,10 @@ class _Maker:
         return Metadata(tensors, storage_data=storage)
 
     def once(self, record: Any, make: Callable[[Any], Any]) -> Any:
-        if id(record) not in self.made:
-            self.made[id(record)] = make(record)
-        return self.made[id(record)]
+        key = make.__name__, id(record)  # a record may be named where something else belongs
+        if key not in self.made:
+            self.made[key] = make(record)
+        return self.made[key]
 
     def entry(self, record: Any) -> TensorStorageMetadata | BytesStorageMetadata:
         if _name(record) == "BytesStorageMetadata":
@@ -226,6 +227,10 @@ class _Maker:
         if num_bytes > there:
             raise ValueError(f"a tensor of {num_bytes:,} bytes in files of {there:,}")
         chunks = self.once(values["chunks"], self.chunks)
+        if not all(_is_within(chunk, size) for chunk in chunks):
+            raise ValueError(f"a part lies outside of its tensor {tuple(size)}")
+        if sum(chunk.sizes.numel() for chunk in chunks) != size.numel():
+            raise ValueError(f"the parts of a tensor {tuple(size)} are not as large as it is")
         return TensorStorageMetadata(TensorProperties(dtype=dtype), size, chunks)
 
     def chunks(self, records: Any) -> list[ChunkStorageMetadata]:
@@ -258,6 +263,13 @@ class _Maker:
         if begin + length > size:
             raise ValueError(f"{name!r} has {size:,} bytes; its .metadata needs {begin + length:,}")
         return _StorageInfo(name, begin, length)
+
+
+def _is_within(chunk: ChunkStorageMetadata, size: torch.Size) -> bool:
+    """Return whether a part lies within a tensor; of no dimensions both are whole."""
+    if not len(chunk.offsets) == len(chunk.sizes) == len(size):
+        return False
+    return all(b + n <= s for b, n, s in zip(chunk.offsets, chunk.sizes, size, strict=True))
 
 
 def _name(record: Any) -> str | None:

@@ -136,7 +136,7 @@ class Watchdog:
             return
         faulthandler.dump_traceback(self._file, all_threads=True)
         self._file.flush()
-        self.tell(f"{sentence}; stacks of its threads: {self._file.name}", silent)
+        self.tell(f"{sentence}; stacks of all threads: {self.folder}", silent)
         self.end(EXIT_CODE)
 
     def _sentence(self, phase: _Phase, tick: int) -> tuple[str, list[int]]:

@@ -120,15 +120,6 @@ class ParallelMuon(torch.optim.Optimizer):
         """The process groups that matrices travel in."""
         return [exchange.group for exchange in self._exchanges if exchange.group is not None]
 
-    @property
-    def num_skipped_steps(self) -> int:
-        """Steps left out since the start of the process because a number was not finite.
-
-        Waits for the last step's decision.
-        """
-        self.gate.settle()
-        return self.gate.num_skipped
-
     @torch.no_grad()
     def numbers(self) -> Numbers:
         """Return this rank's parts of gradients, parameters and state."""

@@ -211,7 +211,8 @@ def after_a_bad_step(layout: str) -> dict:
     set_gradients(named, 1, spoil)
     optimizer.step()
     unchanged = same(before, state_of(named, optimizer))
-    skipped = optimizer.num_skipped_steps
+    optimizer.gate.settle()
+    skipped = optimizer.gate.num_skipped
     set_gradients(named, 2)
     optimizer.step()
     mended = state_of(named, optimizer)

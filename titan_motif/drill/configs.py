@@ -153,10 +153,10 @@ def _missed(bad: BadConfig, refusal: Checked, file: Path) -> str | None:
 
 CONFIGS = Fault(
     name="configs",
-    title="A bad config: settings, files and command lines that are wrong, each in its own way.",
+    title="a bad config: settings, files and command lines, each wrong in its own way",
     bar=(
-        "Refused before any process group forms, by one line that names the file with its line "
-        "(or the command line), the key, and what is allowed; nothing is written."
+        "refused before any process group forms, by one line that names the file with its line "
+        "(or the command line), the key, and what is allowed; nothing is written"
     ),
     count=150,
     num_quick=30,

@@ -17,6 +17,7 @@ from titan_motif.drill.rank import STRUCK
 from titan_motif.drill.run_record import STARTS, first_difference, read_run
 from titan_motif.drill.runs import last_line, start
 from titan_motif.drill.small_job import shared_folder, small_job
+from titan_motif.run_folder import STALLS as STALLS_FOLDER
 
 STALL_SECONDS = 5
 """What the job allows a step."""
@@ -37,7 +38,9 @@ class Kind(NamedTuple):
     """What the sentence has, of rank and step."""
     settings: tuple[str, ...] = ()
     frame: str | None = None
-    """What the stacks of the rank that tells, or of the one that hangs, have to show."""
+    """What stacks have to show."""
+    has_own_stacks: bool = False
+    """Whether the rank writes its own, and not the other one alone."""
 
 
 KINDS = (
@@ -47,6 +50,7 @@ KINDS = (
         ("read",),
         "rank {rank} made no",
         frame="in never",
+        has_own_stacks=True,
     ),
     Kind(
         "stuck-rank",
@@ -93,9 +97,12 @@ def run_stall(kind: Kind, number: int, folder: Path) -> Outcome:
         return Outcome(False, f"{told}: took {seconds:.1f} s")
     if len(sentences) != 1 or words not in sentences[0]:
         return Outcome(False, f"{told}: said {sentences or last_line(log)}")
-    _, _, stacks = sentences[0].partition("stacks of its threads: ")
-    if kind.frame and not (stacks and kind.frame in Path(stacks).read_text()):
-        return Outcome(False, f"{told}: no stack shows {kind.frame!r}: {sentences[0]}")
+    if kind.frame:
+        stacks = (
+            run_folder / STALLS_FOLDER / f"rank_{rank if kind.has_own_stacks else 1 - rank}.txt"
+        )
+        if str(stacks.parent) not in sentences[0] or kind.frame not in stacks.read_text():
+            return Outcome(False, f"{told}: {stacks} has no {kind.frame!r}: {sentences[0]}")
     return Outcome(True, f"{told}: over after {seconds:.1f} s: {sentences[0]}")
 
 

@@ -96,7 +96,10 @@ def test_an_object_that_would_run_is_refused(folder: Path, tmp_path: Path):
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("damage", ["outside", "missing", "long", "negative", "huge", "shape"])
+@pytest.mark.parametrize(
+    "damage",
+    ["outside", "missing", "long", "negative", "huge", "shape", "larger", "beyond", "roles"],
+)
 def test_metadata_that_do_not_fit_the_files_are_refused(folder: Path, damage: str):
     metadata = theirs(folder)
     where = next(iter(metadata.storage_data.values()))
@@ -105,6 +108,13 @@ def test_metadata_that_do_not_fit_the_files_are_refused(folder: Path, damage: st
         where.relative_path = {"outside": "../step/__0_0.distcp", "missing": "other"}[damage]
     elif damage in ("long", "negative"):
         where.length = {"long": 1 << 40, "negative": -5}[damage]
+    elif damage == "larger":  # than its parts are
+        entry.size = torch.Size([entry.size[0] + 1, *entry.size[1:]])
+    elif damage == "beyond":
+        entry.chunks[0].offsets = torch.Size([1] * len(entry.size))
+    elif damage == "roles":  # an index where a place belongs
+        index = next(iter(metadata.storage_data))
+        metadata.storage_data[index] = index
     else:
         entry.size = {"huge": torch.Size([1 << 40, 1 << 20]), "shape": "2 x 3"}[damage]
     (folder / METADATA).write_bytes(pickle.dumps(metadata))

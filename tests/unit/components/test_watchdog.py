@@ -50,7 +50,7 @@ def test_a_phase_that_takes_too_long_is_told_with_its_stack(tmp_path):
     assert one.code == EXIT_CODE
     (told,) = one.said
     assert told.startswith("rank 0 made no progress for 0.4 s, since ")
-    assert ": step 8: reading data; stacks of its threads: " in told
+    assert ": step 8: reading data; stacks of all threads: " in told
     assert "test_a_phase_that_takes_too_long" in (tmp_path / "rank_0.txt").read_text()
     one.watchdog.stop()
 

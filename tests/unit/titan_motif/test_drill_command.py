@@ -58,7 +58,7 @@ def test_cases_that_were_held_are_not_run_again(faults: Faults, tmp_path: Path, 
     assert faults.ran == [("a", 1), ("b", 3)]
     page = (tmp_path / "docs/reliability.md").read_text()
     assert "| [a](#a) | 3 | 3 | 0.0 |" in page
-    assert "Of these 1 were not held when they were first run" in page
+    assert "Of these 1 were held only when run again, at the same commit." in page
     assert len(Ledger(tmp_path / "docs/reliability/ledger.jsonl").entries()) == 9
     faults.ran = []
     main(options(tmp_path, only=("a",), again=True))
