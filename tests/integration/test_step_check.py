@@ -62,6 +62,20 @@ def test_a_parameter_or_state_with_such_a_number_ends_the_run_before_it_is_saved
     assert any(line.startswith("continuing from step 2 ") for line in log)
 
 
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [
+        ("gradient", "step 4 is skipped: not finite: the gradient norm, the gradient of output."),
+        ("parameter", "NotFiniteState: step 4 changed nothing: not finite: the values of "),
+    ],
+)
+def test_a_last_step_that_nobody_logs_or_saves_is_told_too(rank_pool, arguments, place, told):
+    settings = [*arguments, *MUON, *SHORT, "--checkpoint.enable=false", "--metrics.log_freq=10"]
+    for log in rank_pool.run(run, 2, settings, str(ROOT), spoil=(place, math.nan, 4, 1)):
+        assert log[-1] == UNCHANGED
+        assert any(line.startswith(told) for line in log), log
+
+
 def test_a_resumed_run_measures_spikes_by_the_losses_of_before(rank_pool, arguments, tmp_path):
     """With a bound this low a step is a spike now and then, in both runs the same ones."""
     spikes = ["--step_check.loss_spike", "skip", "--step_check.spike_window", "3"]
