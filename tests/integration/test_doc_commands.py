@@ -57,6 +57,7 @@ RUN_WITH = {
 }
 """Commands that are run, and what makes them small."""
 PARSED_ALONE = {
+    "drill": "hours; test_drill.py runs its quick form, test_drill_command.py the rest",
     "plan": "20 s for each of 12.7B; below where slow tests run, small in test_plan.py",
     "bench": "their figures are a GPU's; test_cli.py and test_bench_*.py run them small",
     "study": "a process for each cell; test_study_run.py runs it small",
