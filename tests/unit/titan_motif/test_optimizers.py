@@ -106,7 +106,7 @@ def test_bad_groups_are_refused(case: str):
 
 
 def test_the_container_saves_and_loads_state_but_not_settings(model):
-    container = MuonContainer([model], job())
+    container = MuonContainer(model, job())
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     container.step()
@@ -144,7 +144,7 @@ BAD_VALUES = {
     "rate": (["--optimizer.muon.adamw_lr", "-1.0"], "adamw_lr is -1.0; more than 0 is needed"),
     "pattern": (
         ["--optimizer.muon.adamw_patterns", "*.key.weight"],
-        "adamw_patterns is ['*.key.weight']: adamw pattern '*.key.weight' matches no parameter",
+        "adamw_patterns is ['*.key.weight']; adamw pattern '*.key.weight' matches no parameter",
     ),
     "scope": (
         ["--optimizer.muon.owner_scope", "3"],
