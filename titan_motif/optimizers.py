@@ -61,7 +61,8 @@ class AdamContainer(OptimizersContainer):
     def step(self, *args: Any, **kwargs: Any) -> None:
         refused, _ = self.gate.decide(self.numbers())
         if not refused.item():
-            super().step(*args, **kwargs)
+            for optimizer in self.optimizers:  # super().step may have the hooks of this one
+                optimizer.step(*args, **kwargs)
 
 
 class MuonContainer(OptimizersContainer):

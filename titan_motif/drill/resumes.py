@@ -4,7 +4,6 @@ The run that is resumed is stopped once the step of the point is saved; the step
 compared with those of a run that nobody stopped.
 """
 
-import json
 import shutil
 import signal
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ import titan_motif.device  # noqa: F401  (before anything of torchtitan)
 # isort: split
 from titan_motif.components.curriculum.loader import CurriculumLoader
 from titan_motif.components.curriculum.micro_batches import SequenceReader
+from titan_motif.components.foreign_files import read_json
 from titan_motif.components.history import STARTS_FILE, read_history, read_lines
 from titan_motif.components.saved_steps import saved_steps
 from titan_motif.components.seal import SEAL
@@ -128,7 +128,7 @@ def _stop(
             codes = run.wait(_SECONDS)
         if any(code != EXIT_PREEMPTED for code in codes):
             raise RuntimeError(f"{folder}: exit codes {codes} after SIGTERM")
-        return json.loads((folder / PREEMPTED).read_text())["step"]
+        return read_json(folder / PREEMPTED)["step"]
     with start([*settings, f"--checkpoint.interval={step}"], folder, num_ranks) as run:
         run.until(seal.exists, _SECONDS)
         run.signal(signal.SIGKILL)

@@ -8,6 +8,10 @@ import pytest
 import torch
 
 import titan_motif.device  # noqa: F401
+
+# isort: split
+from torchtitan.components.optimizer import OptimizersContainer
+
 from titan_motif.attention_monitor import AttentionMonitor
 from titan_motif.components.step_gate import StepGate
 from titan_motif.config import JobConfig, Optimizer
@@ -160,6 +164,16 @@ def test_clips_come_at_their_interval_and_are_counted():
     assert model.attention_record.is_recording
     container.monitor.begin_step(7)
     assert not model.attention_record.is_recording
+
+
+def test_a_step_counts_once_where_torchtitans_own_container_was_built_before():
+    """torch hooks the class whose container is built: a step that calls it would count twice."""
+    model = small_model()
+    OptimizersContainer([model], torch.optim.AdamW, {"lr": 1e-3})
+    container = optimizers(model, qk_clip=True, qk_clip_interval=3)
+    for number in range(1, 4):
+        assert container.monitor.step == number
+        step(model, container)
 
 
 def test_after_a_clip_for_each_layer_no_head_is_above_the_threshold():

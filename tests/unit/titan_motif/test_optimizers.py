@@ -112,7 +112,7 @@ def test_the_container_saves_and_loads_state_but_not_settings(model):
     container.step()
     saved = container.state_dict()
     other = Motif2Model(FLAVORS["debug"])
-    loaded = MuonContainer([other], job(momentum=0.5))
+    loaded = MuonContainer(other, job(momentum=0.5))
     loaded.load_state_dict(saved)
     p, q = (m.layers["1"].attention.q_proj.weight for m in (model, other))
     momentum = container.optimizers[0].state[p]["momentum"]
