@@ -13,6 +13,7 @@ from titan_motif.components.whole_files import alone_in, replace_text
 from titan_motif.config import JobConfig
 from titan_motif.experiments.cells import Cell
 from titan_motif.experiments.measures import (
+    MIN_SEEDS,
     RULE,
     Comparison,
     Measure,
@@ -251,7 +252,16 @@ def _conclusion(page: Page, rows: RowsByArm, is_quick: bool) -> list[str]:
     if is_quick:
         return ["None: --quick."]
     told = [part for arms in page.compared for part in _told_pair(page.measures, rows, arms)]
-    return [*told, RULE]
+    return [*told, _told_left_out(page, rows), RULE]
+
+
+def _told_left_out(page: Page, rows: RowsByArm) -> str:
+    """Name the arms that have results, too few of them for a comparison of their own."""
+    compared = {arm for arms in page.compared for arm in arms}
+    few = [arm for arm in page.arms if arm not in compared and 0 < len(rows[arm]) < MIN_SEEDS]
+    return (
+        f"Compared with nobody, of fewer than {MIN_SEEDS} seeds: {', '.join(few)}." if few else ""
+    )
 
 
 def _told_pair(

@@ -162,6 +162,14 @@ def test_page_concludes_for_each_pair_and_tells_more():
     assert text.index("3 are new.") < text.index("## Conclusion")
 
 
+def test_page_names_the_arms_that_it_draws_no_conclusion_of():
+    rows = {f"{arm}:{seed}": row(2.0, 50) for arm in ARMS for seed in range(3)}
+    text = render(frame(), results(rows | {"other:0": row(1.0, 90)}), PLANNED, [], is_quick=False)
+    told = "Compared with nobody, of fewer than 3 seeds: other."
+    assert text.index("| hops, 1 | +0.0") < text.index(told) < text.index("Rule:")
+    assert "Compared with nobody" not in render(frame(), results(rows), PLANNED, [], is_quick=False)
+
+
 def test_page_before_any_cell_has_no_pictures(tmp_path):
     (tmp_path / "toy").mkdir()
     (tmp_path / "toy" / "losses.png").write_text("of an earlier call")
