@@ -42,7 +42,7 @@ CHAIN_STEPS = 10
 _CHAIN_ROUNDING = 1e-4
 """Largest relative difference of a loss: ranks add the same numbers in another order, and every
 step carries that on. 1e-5 after 50 steps was seen."""
-_SECONDS = 120
+_SECONDS = 300
 
 
 class Point(NamedTuple):

@@ -210,7 +210,7 @@ def start(
 
 
 def run_to_end(
-    settings: Sequence[str], folder: Path, num_ranks: int = 1, *, seconds: float = 120
+    settings: Sequence[str], folder: Path, num_ranks: int = 1, *, seconds: float = 300
 ) -> str:
     """Run a job to its end and return its log; RuntimeError with its last line if it fails."""
     with start(settings, folder, num_ranks) as run:
