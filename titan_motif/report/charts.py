@@ -54,14 +54,13 @@ class Charts:
             points = [(step, bigram) for step in ends]
             curves.append(Series("bigram model, validation", points, "quiet", is_dashed=True))
         self._add(section, "Loss", _NATS, curves, "Loss: not recorded.")
-        self._add_groups(section, "Training loss by group", "loss/")
-        absent = "Validation loss by group: not recorded"
+        absent = "Validation loss by group: not recorded."
         if not any(key.startswith("validation_loss") for key in self.keys):
             is_off = self.run.setting("validation.enable") is False
             absent = "Nothing was validated" + (
-                ": validation.enable is false" if is_off else " yet"
+                ": validation.enable is false." if is_off else " yet."
             )
-        self._add_groups(section, "Validation loss by group", "validation_loss/", absent)
+        self._add_groups(section, absent)
         z_loss = [self._take("loss_metrics/z_loss", "z-loss")]
         self._add(section, "z-loss, not part of the loss above", _NATS, z_loss)
         return section
@@ -184,13 +183,12 @@ class Charts:
         elif absent:
             section.missing.append(absent)
 
-    def _add_groups(self, section: Section, title: str, prefix: str, absent: str = "") -> None:
-        curves = self._take_groups(prefix)
+    def _add_groups(self, section: Section, absent: str) -> None:
+        title, curves = "Validation loss by group", self._take_groups("validation_loss/")
         if len(curves) == 1:
             section.missing.append(f"{title}: there is one group, {curves[0].name}, in all of it.")
         else:
-            told = absent and f"{absent.rstrip('.')}."
-            self._add(section, title, _NATS, curves, told or f"{title}: not recorded.")
+            self._add(section, title, _NATS, curves, absent)
 
     def _take(self, key: str, name: str, **looks: Any) -> Series:
         self.undrawn = [other for other in self.undrawn if other != key]
@@ -246,7 +244,7 @@ def _groups(run: RunRecord, keys: Sequence[str]) -> list[str]:
     sources = run.setting("curriculum.sources", [])
     is_list = isinstance(sources, list)
     named = [s.get("group") for s in sources if isinstance(s, dict)] if is_list else []
-    prefixes = ("mixture/", "mixture_planned/", "validation_loss/", "loss/")
+    prefixes = ("mixture/", "mixture_planned/", "validation_loss/")
     met = [key.removeprefix(p) for key in keys for p in prefixes if key.startswith(p)]
     return list(dict.fromkeys(name for name in [*named, *met] if isinstance(name, str)))
 

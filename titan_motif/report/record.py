@@ -88,6 +88,7 @@ def read_run(folder: Path) -> RunRecord:
     if run.summary and type(run.summary.get("step")) is not int:
         run.problems.append(f"{SUMMARY}: names no step and is left out")
         run.summary = {}
+    run.environment = _read_table(run, ENVIRONMENT)
     run.config_text = _text_of(run, RESOLVED_CONFIG) or ""
     run.config = _parsed(run, RESOLVED_CONFIG, run.config_text, tomli.loads)
     run.checkpoints = _read_checkpoints(run)

@@ -175,7 +175,8 @@ def test_the_page_is_well_formed_and_safe(tmp_path: Path):
     assert not outside
     assert "http" not in html.replace("http-equiv", "")
     told = page.told()
-    assert told.count(HOSTILE) >= 4  # sample, legend, task, device
+    assert told.count(HOSTILE) >= 5  # sample, legend, task, and the device in two places
+    assert f"on 2 x {HOSTILE}" in told
     assert "0.5000 ± 0.2500" in told
     (policy,) = [a["content"] for t, a in page.tags if t == "meta" and "http-equiv" in a]
     script = html.rpartition("<script>")[2].partition("</script>")[0]
@@ -189,13 +190,34 @@ def test_the_page_is_well_formed_and_safe(tmp_path: Path):
     assert tables == html.count("<caption") == html.count("<thead>")
 
 
+def test_hardware_versions_and_commit_are_told(tmp_path: Path):
+    folder = write_run(tmp_path, [line(1)], step=1)
+    environment = {
+        "device_name": "NVIDIA H200",
+        "world_size": 8,
+        "versions": {"torch": "2.13.0", "triton": "3.6.0"},
+        "git_commit": "0123456789abcdef",
+        "git_has_changes": True,
+    }
+    (folder / "environment.json").write_text(json.dumps(environment))
+    told = Page(render(read_run(folder))).told()
+    for text in (
+        "on 8 x NVIDIA H200",
+        "torch 2.13.0",
+        "triton 3.6.0",
+        "0123456789abcdef",
+        "the source tree had changes that its commit does not hold",
+    ):
+        assert text in told
+    assert "has no environment.json" not in told
+
+
 def test_every_missing_part_is_told(tmp_path: Path):
     (tmp_path / "environment.json").write_text("{}")
     told = Page(render(read_run(tmp_path))).told()
     for text in (
         "Begun, no step recorded yet.",
         "Loss: not recorded.",
-        "Training loss by group: not recorded.",
         "Nothing was validated yet.",
         "Mixture: not recorded.",
         "Learning rate: not recorded.",
