@@ -6,6 +6,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+LOCK = ".lock"
+"""The empty file that `alone_in` leaves."""
+
 
 def replace_text(path: Path, text: str, *, is_synced: bool = False) -> None:
     """Write a file so that whoever reads it sees the old text or the new one.
@@ -25,8 +28,8 @@ def replace_text(path: Path, text: str, *, is_synced: bool = False) -> None:
 
 @contextlib.contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Keep a folder from other processes that ask likewise: they wait. Leaves an empty `.lock`."""
-    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)  # over NFS, to be written to
+    """Keep a folder from other processes that ask likewise: they wait. Leaves LOCK."""
+    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT)  # over NFS, to be written to
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield

@@ -21,11 +21,13 @@ from titan_motif.components.foreign_files import MAX_RECORD_BYTES, read_json
 from titan_motif.components.preparation.manifest import tokenizer_sha256
 from titan_motif.components.preparation.prepare import PrepareOptions, prepare_source
 from titan_motif.components.preparation.tokenizer import save_tokenizer, train_tokenizer
-from titan_motif.components.whole_files import alone_in, replace_text
+from titan_motif.components.whole_files import LOCK, alone_in, replace_text
 from titan_motif.corpus import code, english
 from titan_motif.experiments.tasks import TASKS, Task, documents, fingerprint, write_documents
 
 RECORD = "record.json"
+UNFINISHED = "unfinished"
+"""An empty file, while a folder is being filled."""
 VERSION = 2
 """Of how texts are chosen and prepared, to be raised when that changes; the tasks tell themselves
 apart by a hash of what they generate."""
@@ -57,7 +59,8 @@ def prepare_data(folder: Path, settings: DataSettings) -> dict[str, Any]:
 
     The record has the settings, a hash of what the tasks generate, of all texts, of the tokenizer,
     and each source's splits and files; it follows from the settings and from what is installed.
-    Raises: ValueError if the folder holds data of other settings, or there is too little text
+    Raises: ValueError if the folder holds data of other settings, or anything else, or there is too
+        little text
     """
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
@@ -65,7 +68,23 @@ def prepare_data(folder: Path, settings: DataSettings) -> dict[str, Any]:
     with alone_in(folder):
         if (folder / RECORD).is_file():
             return _read_record(folder / RECORD, made_of)
-        return _make(folder, settings, made_of)
+        _check_free(folder)
+        (folder / UNFINISHED).touch()
+        record = _make(folder, settings, made_of)
+        (folder / UNFINISHED).unlink()
+        return record
+
+
+def _check_free(folder: Path) -> None:
+    """Raise ValueError unless a folder is empty, or was being filled by an earlier call."""
+    if (folder / UNFINISHED).is_file():
+        return
+    for entry in sorted(folder.iterdir()):
+        if entry.name != LOCK:
+            raise ValueError(
+                f"{folder}: holds {entry.name}, and no record of an experiment's data; an empty "
+                "folder, or a new one, is needed (--data)"
+            )
 
 
 def _make(folder: Path, settings: DataSettings, made_of: dict[str, Any]) -> dict[str, Any]:

@@ -44,6 +44,28 @@ def test_data_of_other_generators_are_refused(tmp_path, monkeypatch):
         prepare_data(tmp_path, SETTINGS)
 
 
+@pytest.mark.parametrize("name", ["text", "inputs", "notes.txt"])
+def test_a_folder_of_other_things_is_refused_and_stays(tmp_path, name):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "mine.txt").write_text("mine")
+    with pytest.raises(ValueError, match=rf"holds {name}, and no record .*--data"):
+        prepare_data(tmp_path, SETTINGS)
+    assert (tmp_path / name / "mine.txt").read_text() == "mine"
+
+
+def test_a_folder_that_an_earlier_call_was_filling_is_filled_anew(tmp_path, monkeypatch):
+    def fail(folder, settings, made_of):
+        (folder / "inputs").mkdir()
+        raise OSError("no space")
+
+    monkeypatch.setattr(data, "_make", fail)
+    with pytest.raises(OSError, match="no space"):
+        prepare_data(tmp_path, SETTINGS)
+    monkeypatch.setattr(data, "_make", lambda folder, settings, made_of: {"made": True})
+    assert prepare_data(tmp_path, SETTINGS) == {"made": True}
+    assert not (tmp_path / data.UNFINISHED).exists()
+
+
 def test_data_without_a_record_of_this_kind_are_refused(tmp_path):
     (tmp_path / data.RECORD).write_text('{"sources": {}}')
     with pytest.raises(ValueError, match="is no record of prepared data"):
