@@ -1,17 +1,22 @@
 """What the page of `titan-motif experiment gda` says of its own."""
 
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from titan_motif.config import JobConfig
-from titan_motif.experiments.measures import Measure, group_losses
+from titan_motif.experiments.lines import reached, told_mean, validation_line
+from titan_motif.experiments.measures import Measure, RowsByArm, group_losses, summarize
 from titan_motif.experiments.page import Page, Picture, picture_of_losses, table, told_optimizer
 from titan_motif.experiments.pictures import draw_accuracy, draw_layers
 from titan_motif.experiments.tasks import TASKS
 from titan_motif.study.runner import Row
 
 GROUPS = ("text", *(task.name for task in TASKS))
+COMPARED = ("standard", "ratio4")
+CEILING = 0.995
+"""Of right answers: so near to all of them, a task says no more."""
 LAYERS = {
     "attention_lambda": "lambda",
     "attention_noise_over_signal": "noise over signal",
@@ -73,7 +78,7 @@ def gda_page(
             ]
         ),
         arms=tuple(arms),
-        compared=(("standard", "ratio4"),),
+        compared=(COMPARED,),
         measures=(*group_losses(GROUPS), *shares),
         pictures=(
             picture_of_losses(GROUPS),
@@ -91,7 +96,49 @@ def gda_page(
             ),
         ),
         command=command,
+        tell_more=_told_reached,
+        conclude=partial(_told_ceiling, shares=shares),
     )
+
+
+def _told_reached(rows: RowsByArm) -> list[str]:
+    """Tell when each arm has a loss that `standard` passes on its way, and the one it ends with."""
+    if not rows["standard"]:
+        return []
+    lines = []
+    for group in GROUPS:
+        curves = {
+            arm: [validation_line(row, f"validation_loss/{group}") for row in found]
+            for arm, found in rows.items()
+        }
+        first, last = (statistics.fmean(ys[i] for _, ys in curves["standard"]) for i in (0, -1))
+        for goal in ((first + last) / 2, last):
+            tokens = [[reached(line, goal) for line in found] for found in curves.values()]
+            lines.append(
+                [f"{group}, {goal:.4f}", *(told_mean(found, digits=0) for found in tokens)]
+            )
+    return [
+        "Million tokens until a group's validation loss is halfway between those that standard "
+        "begins and ends with (at its first and last validation, means over seeds), and until it "
+        "is the latter: the mean (least to most) over seeds, between validations linearly.",
+        table(["", *rows], lines),
+    ]
+
+
+def _told_ceiling(rows: RowsByArm, shares: Sequence[Measure]) -> list[str]:
+    """Name the accuracies that cannot tell the two main arms apart, both near 100%."""
+    found = [[summarize(share, rows[arm]) for arm in COMPARED] for share in shares]
+    full = [
+        share.name
+        for share, summaries in zip(shares, found, strict=True)
+        if all(summary is not None and summary.mean >= CEILING for summary in summaries)
+    ]
+    if not full:
+        return []
+    return [
+        f"Both arms answer {100 * CEILING:g}% or more of {'; '.join(full)}: there these tasks are "
+        "too easy to tell the arms apart."
+    ]
 
 
 def _accuracies(task: str, num_asked: int) -> dict[int, Measure]:

@@ -3,16 +3,16 @@
 import statistics
 from collections.abc import Mapping, Sequence
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 from titan_motif.config import JobConfig
 from titan_motif.corpus.prepare import GROUPS
 from titan_motif.experiments.builtin_corpus import told_corpus
 from titan_motif.experiments.job import CellJob
+from titan_motif.experiments.lines import Line, reached, told_mean, validation_line
 from titan_motif.experiments.measures import Measure, RowsByArm, group_losses
 from titan_motif.experiments.page import Page, Picture, table, told_optimizer
-from titan_motif.experiments.pictures import Line, draw_curves, draw_validation
+from titan_motif.experiments.pictures import draw_curves, draw_validation
 from titan_motif.model import Motif2ModelArgs
 from titan_motif.study.runner import Row
 
@@ -88,6 +88,7 @@ def growth_page(
         ),
         command=command,
         tell_more=lambda rows: [*_told_equality(rows["grown"]), *_told_reached(rows)],
+        conclude=lambda rows: _concluded(rows["grown"]),
     )
 
 
@@ -146,15 +147,46 @@ def _told_equality(rows: Sequence[Row]) -> list[str]:
     ]
 
 
+# ---- conclusion
+
+
+def _concluded(rows: Sequence[Row]) -> list[str]:
+    """Answer whether the function is kept, and tell what training does with it at first."""
+    if not rows:
+        return []
+    apart = max(row["equality"]["float64"]["largest_difference"] for row in rows)
+    lines = [over_tokens(row) for row in rows]
+    begin, worst = (statistics.fmean(of(losses) for _, losses in lines) for of in (_first, max))
+    told = (
+        "The grown model computes what the small one does: before it is trained, no two logits are "
+        f"more than {apart:.1e} apart in float64 (of {len(rows)} cells)."
+    )
+    if worst <= begin:
+        return [f"{told} Its training goes on from that loss."]
+    back = [reached(_after_worst(line), line[1][0]) for line in lines]
+    return [
+        f"{told} Its training, with a new optimizer and the whole warm-up, does not go on from "
+        f"that loss: it first rises from {begin:.4f} to {worst:.4f}, at the worst validation, and "
+        f"is back after {told_mean(back)} million tokens (means over the cells)."
+    ]
+
+
+def _first(losses: Sequence[float]) -> float:
+    return losses[0]
+
+
+def _after_worst(line: Line) -> Line:
+    xs, losses = line
+    worst = losses.index(max(losses))
+    return xs[worst:], losses[worst:]
+
+
 # ---- tokens and compute to reach a loss
 
 
 def over_tokens(row: Row) -> Line:
     """Return millions of tokens of the large network, and losses; grown begins at the small's."""
-    curve = row["validation_curve"]
-    tokens_of_step = row["tokens_seen"] / row["step"] / 1e6
-    tokens = [step * tokens_of_step for step in curve["step"]]
-    losses = curve["validation_loss"]
+    tokens, losses = validation_line(row, "validation_loss")
     if "small" in row:  # the function was kept
         return [0.0, *tokens], [row["small"]["validation_loss"], *losses]
     return tokens, losses
@@ -175,17 +207,6 @@ def over_compute(row: Row) -> Line:
     )
 
 
-def reached(line: Line, loss: float) -> float | None:
-    """Return where a curve first comes down to a loss, between its points linearly; None: never."""
-    xs, losses = line
-    if losses[0] <= loss:
-        return xs[0]
-    for (x, y), (next_x, next_y) in pairwise(zip(xs, losses, strict=True)):
-        if next_y <= loss:
-            return x + (next_x - x) * (y - loss) / (y - next_y)
-    return None
-
-
 def _told_reached(rows: RowsByArm) -> list[str]:
     """Tell when each arm has the loss that `scratch` ends with, in the mean over its seeds."""
     if not rows["scratch"]:
@@ -197,17 +218,10 @@ def _told_reached(rows: RowsByArm) -> list[str]:
             tokens = [reached(over_tokens(row), goal) for row in found]
             compute = [reached(over_compute(row), goal) for row in found]
             num = sum(x is not None for x in tokens)
-            lines.append([arm, f"{num} of {len(found)}", _told_mean(tokens), _told_mean(compute)])
+            lines.append([arm, f"{num} of {len(found)}", told_mean(tokens), told_mean(compute)])
     head = ["arm", "cells that reach it", "million tokens of the large network", "TFLOP in all"]
     return [
         f"To reach {goal:.4f}, which scratch ends with in the mean over its seeds: the mean (least "
         "to most) over the cells that do, between validations linearly. Compute is of training.",
         table(head, lines),
     ]
-
-
-def _told_mean(values: Sequence[float | None]) -> str:
-    known = [value for value in values if value is not None]
-    if not known:
-        return "-"
-    return f"{statistics.fmean(known):.3f} ({min(known):.3f} to {max(known):.3f})"

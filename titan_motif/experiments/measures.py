@@ -8,7 +8,7 @@ from typing import NamedTuple
 from titan_motif.study.runner import Row
 
 RowsByArm = Mapping[str, Sequence[Row]]
-"""Finished rows of every arm, in the order of seeds."""
+"""Finished rows of every arm, in the order of seeds; each with its `seed`."""
 MIN_SEEDS = 3
 """Of each arm; with fewer, a spread says next to nothing."""
 SPREADS = 2.0
@@ -18,7 +18,9 @@ Rule: the spread of a measure is the root mean square of the two arms' standard 
 seeds, and for an accuracy no less than the standard error that its number of questions leaves. A
 difference of the arms' means counts if it is more than {SPREADS:g} spreads; within them it is
 "none". With fewer than {MIN_SEEDS} seeds of either arm the answer is "not yet". Of arms that differ
-in nothing, with three seeds of each, up to 7% of measures would count by chance."""
+in nothing, with three seeds of each, up to 7% of measures would count by chance. Arms share what
+a seed decides, such as the order of the data: differences that are alike in each seed say something
+even where the rule, which looks at means alone, says "none"."""
 
 
 class Measure(NamedTuple):
@@ -81,7 +83,7 @@ def rows_by_arm(rows: Mapping[str, Row], arms: Sequence[str]) -> dict[str, list[
         if arm in found and "error" not in row:
             found[arm].append((int(seed), row))
     return {
-        arm: [row for _, row in sorted(pairs, key=lambda pair: pair[0])]
+        arm: [row | {"seed": seed} for seed, row in sorted(pairs, key=lambda pair: pair[0])]
         for arm, pairs in found.items()
     }
 
@@ -95,6 +97,8 @@ class Comparison(NamedTuple):
     """None with fewer than MIN_SEEDS seeds."""
     verdict: str
     """The better arm, "none" or "not yet"."""
+    by_seed: tuple[float, ...] = ()
+    """The difference in each seed that both arms have."""
 
 
 def compare(measure: Measure, rows: RowsByArm, arms: tuple[str, str]) -> Comparison:
@@ -103,8 +107,10 @@ def compare(measure: Measure, rows: RowsByArm, arms: tuple[str, str]) -> Compari
     if first is None or second is None:
         return Comparison(None, None, "not yet")
     difference = second.mean - first.mean
+    values = [{row["seed"]: measure.value_of(row) for row in rows[arm]} for arm in arms]
+    by_seed = tuple(values[1][s] - x for s, x in values[0].items() if s in values[1])
     if min(first.num_seeds, second.num_seeds) < MIN_SEEDS:
-        return Comparison(difference, None, "not yet")
+        return Comparison(difference, None, "not yet", by_seed)
     assert first.deviation is not None
     assert second.deviation is not None
     spread = max(
@@ -113,6 +119,6 @@ def compare(measure: Measure, rows: RowsByArm, arms: tuple[str, str]) -> Compari
         measure.standard_error(second.mean),
     )
     if abs(difference) <= SPREADS * spread:
-        return Comparison(difference, spread, "none")
+        return Comparison(difference, spread, "none", by_seed)
     is_second_better = (difference < 0) == measure.is_better_lower
-    return Comparison(difference, spread, arms[1] if is_second_better else arms[0])
+    return Comparison(difference, spread, arms[1] if is_second_better else arms[0], by_seed)

@@ -6,9 +6,10 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from titan_motif.components.muon.cost_model import Rates
+from titan_motif.experiments.lines import Line
 from titan_motif.experiments.measures import Measure, RowsByArm
 from titan_motif.experiments.page import Page, Picture, table
-from titan_motif.experiments.pictures import Line, draw_sizes
+from titan_motif.experiments.pictures import draw_sizes
 from titan_motif.study.runner import Row
 
 QUESTION = """\
@@ -81,7 +82,8 @@ def muon_page(
             ),
         ),
         command=command,
-        tell_more=partial(_told_chunks, ranks=ranks),
+        tell_more=_told_chunks,
+        conclude=partial(_concluded, ranks=ranks),
         values="Steps by time and by memory over what is resident (weights, gradients, momentum)",
         cell_columns={
             "matrices": lambda row: f"{row['matrices']:,}",
@@ -138,9 +140,13 @@ def _over(row: Row, what: str) -> Line:
 # ---- by chunk size
 
 
-def _told_chunks(rows: RowsByArm, ranks: Mapping[str, int]) -> list[str]:
-    """Return a table of all chunk sizes, and a sentence on each arm's best ones."""
-    finished = {arm: [_by_chunk(row) for row in found] for arm, found in rows.items() if found}
+def _finished(rows: RowsByArm) -> dict[str, list[dict[int, dict[str, Any]]]]:
+    return {arm: [_by_chunk(row) for row in found] for arm, found in rows.items() if found}
+
+
+def _told_chunks(rows: RowsByArm) -> list[str]:
+    """Return a table of all chunk sizes."""
+    finished = _finished(rows)
     if not finished:
         return []
     lines = [
@@ -153,8 +159,31 @@ def _told_chunks(rows: RowsByArm, ranks: Mapping[str, int]) -> list[str]:
         "By chunk size: the mean over seeds, of times +- the standard deviation. TFLOPS/GPU are "
         "the report's: full products, each matrix once, over all ranks' time.",
         table([*head, "TFLOP a rank", "GB a rank"], lines),
-        "\n".join(f"- {_told_best(arm, cells, ranks[arm])}" for arm, cells in finished.items()),
     ]
+
+
+def _concluded(rows: RowsByArm, ranks: Mapping[str, int]) -> list[str]:
+    """Tell how near the plan is, and what the chunk size is worth to each arm."""
+    finished = _finished(rows)
+    if not finished:
+        return []
+    best = "\n".join(f"- {_told_best(arm, cells, ranks[arm])}" for arm, cells in finished.items())
+    timed = [[cell[size] for cell in cells] for cells in finished.values() for size in cells[0]]
+    if any(results[0]["peak_mb"] is None for results in timed):
+        return [best]
+    times, sizes = (
+        [statistics.fmean(r[measured] for r in results) / results[0][planned] for results in timed]
+        for measured, planned in (("ms", "planned_ms"), ("peak_mb", "planned_mb"))
+    )
+    return [
+        f"The plan: a step takes {_range(times)} times what it says, which counts products and "
+        f"exchange alone, and {_range(sizes)} times its memory.",
+        best,
+    ]
+
+
+def _range(values: Sequence[float]) -> str:
+    return f"{min(values):.2f} to {max(values):.2f}"
 
 
 def _chunk_line(name: str, results: Sequence[dict[str, Any]]) -> list[str]:

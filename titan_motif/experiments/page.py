@@ -80,6 +80,8 @@ class Page(NamedTuple):
     """What makes it all."""
     tell_more: Callable[[RowsByArm], Sequence[str]] = lambda rows: ()
     """Returns results that are no measure of each arm, as parts of the page."""
+    conclude: Callable[[RowsByArm], Sequence[str]] = lambda rows: ()
+    """Returns answers that no pair of arms gives, as parts of the conclusion."""
     values: str = "Losses in nats a token"
     """What the measures without questions are."""
     cell_columns: Mapping[str, Callable[[Row], str]] = CELL_COLUMNS
@@ -252,7 +254,7 @@ def _conclusion(page: Page, rows: RowsByArm, is_quick: bool) -> list[str]:
     if is_quick:
         return ["None: --quick."]
     told = [part for arms in page.compared for part in _told_pair(page.measures, rows, arms)]
-    return [*told, _told_left_out(page, rows), RULE]
+    return [*page.conclude(rows), *told, _told_left_out(page, rows), RULE]
 
 
 def _told_left_out(page: Page, rows: RowsByArm) -> str:
@@ -277,7 +279,7 @@ def _told_pair(
     counts = Counter(comparison.verdict for comparison in compared.values())
     return (
         f"{second} against {first}: {_told_counts(counts, first, second, len(compared))}.",
-        table(["", f"{second} less {first}", "spread", "better"], lines),
+        table(["", f"{second} less {first}", "spread", "better", "in each seed"], lines),
     )
 
 
@@ -292,13 +294,17 @@ def _told_counts(counts: Counter, first: str, second: str, num: int) -> str:
 
 
 def _told_comparison(measure: Measure, comparison: Comparison) -> list[str]:
-    difference, spread, verdict = comparison
-    sign = "" if difference is None or difference < 0 else "+"
+    difference, spread, verdict, by_seed = comparison
     return [
-        "-" if difference is None else sign + measure.told(difference),
+        "-" if difference is None else _signed(measure, difference),
         "-" if spread is None else measure.told(spread),
         verdict,
+        ", ".join(_signed(measure, one) for one in by_seed) or "-",
     ]
+
+
+def _signed(measure: Measure, difference: float) -> str:
+    return f"{'' if difference < 0 else '+'}{measure.told(difference)}"
 
 
 def _cell_table(rows: Mapping[str, Row], columns: Mapping[str, Callable[[Row], str]]) -> str:

@@ -5,12 +5,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from titan_motif.experiments.lines import Line, validation_line
 from titan_motif.experiments.measures import Measure, RowsByArm, summarize
 from titan_motif.experiments.records import Curve
 from titan_motif.study.runner import Row
-
-Line = tuple[list[float], list[float]]
-"""x and y of a curve."""
 
 
 def draw_validation(rows: RowsByArm, path: Path, groups: Sequence[str]) -> bool:
@@ -19,7 +17,7 @@ def draw_validation(rows: RowsByArm, path: Path, groups: Sequence[str]) -> bool:
     Returns: whether there was anything to draw
     """
     panels = {
-        group: ("million tokens", partial(_losses, name=f"validation_loss/{group}"))
+        group: ("million tokens", partial(validation_line, name=f"validation_loss/{group}"))
         for group in groups
     }
     return draw_curves(rows, path, panels)
@@ -53,13 +51,6 @@ def draw_curves(
     drawn[0][0].set_ylabel("validation loss, nats a token")
     drawn[0][-1].legend(fontsize=8)
     return _save(figure, path)
-
-
-def _losses(row: Row, name: str) -> Line:
-    """Return a validation curve: millions of tokens, and losses."""
-    curve = row["validation_curve"]
-    tokens_of_step = row["tokens_seen"] / row["step"] / 1e6
-    return [step * tokens_of_step for step in curve["step"]], curve[name]
 
 
 def draw_sizes(

@@ -70,3 +70,30 @@ def test_page_has_arms_data_and_training():
     row = {"accuracy": {"retrieval": {"1": 250}}, "validation_losses": {"text": 1.5}}
     assert page.measures[0].value_of(row) == 1.5
     assert page.measures[3].value_of(row) == 0.25
+    told = "\n".join(
+        page.tell_more(rows := {"standard": [cell(4.0, 2.0)], "ratio4": [cell(3.0, 1.0)]})
+    )
+    assert "| text, 3.0000 | 15 | 10 |" in told
+    assert "| text, 2.0000 | 20 | 15 |" in told
+    assert page.tell_more({"standard": [], "ratio4": []}) == []
+    (told,) = page.conclude(rows)
+    assert told.startswith(
+        "Both arms answer 99.5% or more of retrieval, 1 value; arithmetic, 1 step:"
+    )
+
+
+def cell(first: float, last: float) -> dict:
+    """Return a cell's row: validated after 10 and after 20 million tokens, at ceilings in part."""
+    groups = ("text", "retrieval", "arithmetic")
+    return {
+        "step": 20,
+        "tokens_seen": 20_000_000,
+        "validation_curve": {
+            "step": [10, 20],
+            **{f"validation_loss/{g}": [first, last] for g in groups},
+        },
+        "accuracy": {
+            "retrieval": {"1": 1000, "2": 994, "4": 900, "8": 0},
+            "arithmetic": {"1": 995, "2": 994, "4": 900, "8": 0},
+        },
+    }

@@ -11,6 +11,7 @@ from titan_motif.experiments.cells import Cell
 from titan_motif.experiments.growth import SMALL_SEED, Growth
 from titan_motif.experiments.growth_page import (
     ARMS,
+    _concluded,
     _told_equality,
     _told_reached,
     over_compute,
@@ -110,5 +111,11 @@ def test_page_tells_equality_and_what_was_reached():
     told = "\n".join(_told_reached(rows))
     assert "To reach 2.5000" in told
     assert "| scratch_all | 0 of 1 | - | - |" in told
-    assert "| grown | 1 of 1 | 7.500 (7.500 to 7.500) | 40.000 (40.000 to 40.000) |" in told
+    assert "| grown | 1 of 1 | 7.500 | 40.000 |" in told
+    (told,) = _concluded([grown])
+    assert "no two logits are more than 2.0e-15 apart in float64 (of 1 cells)" in told
+    assert "Its training goes on from that loss." in told  # 3.5, 3.0, 2.0
+    (told,) = _concluded([{**grown, "small": row(2.5)}])
+    assert "rises from 2.5000 to 3.0000, at the worst validation, and is back after 7.500" in told
+    assert _concluded([]) == []
     assert _told_equality([]) == _told_reached({arm: [] for arm in ARMS}) == []

@@ -75,6 +75,7 @@ def test_the_page_tells_times_plans_and_chunks(tmp_path):
     assert (
         "distributed_8: fastest with 32 matrices in a chunk (4 a rank); with 8 it is 1.1%" in page
     )
+    assert "The plan: a step takes 2.00 to 2.03 times what it says" in page
     assert "parallel against distributed: not yet; there are too few seeds." in page
     assert (tmp_path / "muon/chunks.png").is_file()
 

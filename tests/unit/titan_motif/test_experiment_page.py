@@ -1,5 +1,6 @@
 """The page of an experiment: the rule of its conclusion, and what it says of synthetic cells."""
 
+from collections.abc import Iterable
 from functools import partial
 
 import pytest
@@ -67,8 +68,12 @@ def results(rows: dict, path=None) -> Results:
 
 
 def compare_losses(old: list[float], new: list[float]) -> Comparison:
-    rows = {arm: [row(x, 50) for x in found] for arm, found in (("old", old), ("new", new))}
-    return compare(LOSS, rows, ARMS)
+    losses = {"old": old, "new": new}
+    return compare(LOSS, {arm: with_seeds(row(x, 50) for x in losses[arm]) for arm in ARMS}, ARMS)
+
+
+def with_seeds(rows: Iterable[dict]) -> list[dict]:
+    return [found | {"seed": seed} for seed, found in enumerate(rows)]
 
 
 def test_a_difference_counts_beyond_two_spreads():
@@ -91,16 +96,16 @@ def test_the_spread_is_the_root_mean_square_of_both():
 
 def test_fewer_than_three_seeds_conclude_nothing():
     found = compare_losses([2.0, 2.0, 2.0], [1.0, 1.0])
-    assert found == Comparison(-1.0, None, "not yet")
+    assert found == Comparison(-1.0, None, "not yet", (-1.0, -1.0))
     assert compare_losses([2.0], []) == Comparison(None, None, "not yet")
 
 
 def test_an_accuracy_has_at_least_its_questions_spread():
     """Of 100 questions at 50%: 5%, however near to each other the seeds are."""
-    rows = {"old": [row(1, 50)] * 3, "new": [row(1, 59)] * 3}
+    rows = {"old": with_seeds([row(1, 50)] * 3), "new": with_seeds([row(1, 59)] * 3)}
     found = compare(SHARE, rows, ARMS)
     assert (found.spread, found.verdict) == (pytest.approx(0.05), "none")
-    rows["new"] = [row(1, 61)] * 3
+    rows["new"] = with_seeds([row(1, 61)] * 3)
     assert compare(SHARE, rows, ARMS).verdict == "new"
 
 
@@ -108,6 +113,7 @@ def test_summaries_are_of_finished_cells_alone():
     rows = {"old:10": row(3.0, 1), "old:2": row(1.0, 1), "old:3": {"error": "?"}, "gone:0": {}}
     found = rows_by_arm(rows, ARMS)
     assert [x["validation_losses"]["text"] for x in found["old"]] == [1.0, 3.0]
+    assert [x["seed"] for x in found["old"]] == [2, 10]
     mean, deviation, num = summarize(LOSS, found["old"])
     assert (mean, deviation, num) == (2.0, pytest.approx(2**0.5), 2)
     assert summarize(LOSS, found["new"]) is None
@@ -129,7 +135,7 @@ def test_page_names_what_is_missing_and_tells_one_seed(tmp_path):
     assert "| text loss | 2.1000 +- 0.1414 | 1.5000 | - |" in text
     assert "| hops, 1 | 52.0 +- 2.8 (5.0) | 90.0 (3.0) | - |" in text
     assert "new against old: not yet; there are too few seeds." in text
-    assert "| text loss | -0.6000 | - | not yet |" in text
+    assert "| text loss | -0.6000 | - | not yet | -0.5000 |" in text
     assert "1 x a chip (3 cells)" in text
     assert "commit 0123456789." in text
     for name in ("losses", "accuracy", "layers"):
@@ -139,13 +145,13 @@ def test_page_names_what_is_missing_and_tells_one_seed(tmp_path):
 
 def test_page_of_all_cells_concludes():
     rows = {f"old:{seed}": row(2.0 + seed / 100, 50) for seed in range(3)}
-    rows |= {f"new:{seed}": row(1.5 + seed / 100, 50) for seed in range(3)}
+    rows |= {f"new:{seed}": row(1.5 + 2 * seed / 100, 50) for seed in range(3)}
     text = render(frame(), results(rows), PLANNED, [], is_quick=False)
     assert "Missing" not in text
     assert "of 2 measures, new is better in 1, old is better in 0, no difference is" in text
     assert "beyond the spread in 1." in text
-    assert "| text loss | -0.5000 | 0.0100 | new |" in text
-    assert "| hops, 1 | +0.0 | 5.0 | none |" in text
+    assert "| text loss | -0.4900 | 0.0158 | new | -0.5000, -0.4900, -0.4800 |" in text
+    assert "| hops, 1 | +0.0 | 5.0 | none | +0.0, +0.0, +0.0 |" in text
     assert "no result" not in text
 
 
@@ -153,10 +159,13 @@ def test_page_concludes_for_each_pair_and_tells_more():
     rows = {f"old:{seed}": row(2.0 + seed / 100, 50) for seed in range(3)}
     rows |= {f"new:{seed}": row(1.5 + seed / 100, 50) for seed in range(3)}
     page = frame()._replace(
-        compared=(ARMS, ("other", "new")), tell_more=lambda rows: [f"{len(rows['new'])} are new."]
+        compared=(ARMS, ("other", "new")),
+        tell_more=lambda rows: [f"{len(rows['new'])} are new."],
+        conclude=lambda rows: [f"{len(rows['old'])} are old."],
     )
     text = render(page, results(rows), PLANNED, [], is_quick=False)
-    assert "|  | new less old | spread | better |" in text
+    assert "|  | new less old | spread | better | in each seed |" in text
+    assert "## Conclusion\n\n3 are old.\n\n" in text
     assert "new against other: not yet; there are too few seeds." in text
     assert text.count("Rule:") == 1
     assert text.index("3 are new.") < text.index("## Conclusion")
