@@ -6,12 +6,14 @@ import titan_motif.device  # noqa: F401  (before anything of torchtitan)
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import NamedTuple
 
 import torch
@@ -135,7 +137,10 @@ def launcher(num_processes: int, folder: Path) -> list[str]:
 
 
 def run_and_show(command: Sequence[str], environment: Mapping[str, str], what: str) -> None:
-    """Run a command, its output on ours; RuntimeError, one line, if it fails."""
+    """Run a command, its output on ours; RuntimeError, one line, if it fails.
+
+    It ends with this process: a run that went on alone would be in the way of the next call.
+    """
     process = subprocess.Popen(
         command,
         env=os.environ | environment,
@@ -146,11 +151,23 @@ def run_and_show(command: Sequence[str], environment: Mapping[str, str], what: s
     )
     assert process.stdout is not None
     last: deque[str] = deque(maxlen=NUM_TOLD)
-    for line in process.stdout:
-        print(line, end="", flush=True)
-        last.append(line.strip())
-    if process.wait() != 0:
+    before = signal.signal(signal.SIGTERM, _exit)
+    try:
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            last.append(line.strip())
+    except BaseException:
+        process.terminate()
+        raise
+    finally:
+        process.wait()
+        signal.signal(signal.SIGTERM, before)
+    if process.returncode != 0:
         raise RuntimeError(f"{what} ended with exit code {process.returncode}: {_reason(last)}")
+
+
+def _exit(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)
 
 
 def _reason(lines: Sequence[str]) -> str:

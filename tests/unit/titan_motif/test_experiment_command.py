@@ -1,12 +1,18 @@
 """`titan-motif experiment`: which cells it runs, what it keeps, and what it refuses in one line."""
 
 import json
+import os
+import signal
+import sys
+from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from titan_motif import cli
 from titan_motif.experiments import command
 from titan_motif.experiments.cells import Cell, choose_cells
+from titan_motif.experiments.job import run_and_show
 from titan_motif.experiments.measures import Measure
 from titan_motif.experiments.page import Page
 
@@ -111,6 +117,18 @@ def test_a_cell_that_would_take_too_long_is_not_begun(toy, tmp_path, capsys):
     assert toy("--cells", "a:1", "--resume", "--time-limit", "50") == 0
     assert "a:1 is not begun: it may take 110 s" in capsys.readouterr().out
     assert Toy.ran == ["a:0"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_what_it_started_ends_with_it(number, monkeypatch):
+    started = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+    shown = Mock(side_effect=lambda *words, **options: os.kill(os.getpid(), number))
+    monkeypatch.setattr("builtins.print", shown)
+    with pytest.raises((SystemExit, KeyboardInterrupt)):
+        run_and_show([sys.executable, "-c", started], {}, "sleeping")
+    pid = int(shown.call_args[0][0])
+    assert not Path(f"/proc/{pid}").exists()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_seeds_come_in_turn():
