@@ -51,7 +51,7 @@ class Options:
     quick: bool = False
     """A few cases of each fault, in seconds; nothing is kept or written."""
     again: bool = False
-    """Run cases too that were held before."""
+    """Run cases too that were held at another commit alone."""
     time_limit: float | None = None
     """Seconds after which no other case is begun."""
     output: Path = Path("docs")
@@ -74,14 +74,18 @@ def main(options: Options) -> None:
     index, parts = _part(options.part)
     ledger = Ledger(options.output / "reliability" / "ledger.jsonl")
     done = last_of_each(ledger.entries())
-    held = set() if options.again else {key for key, entry in done.items() if entry.is_held}
+    environment = describe_environment(1)
+    commit = (environment["git_commit"] or "unknown")[:10] + "+" * environment["git_has_changes"]
+    held = {
+        key
+        for key, entry in done.items()
+        if entry.is_held and not (options.again and entry.commit != commit)
+    }
     due = [
         (fault, case)
         for fault, case in _cases(faults, options.count)
         if case % parts == index and (fault.name, case) not in held
     ]
-    environment = describe_environment(1)
-    commit = (environment["git_commit"] or "unknown")[:10] + "+" * environment["git_has_changes"]
     begin, missed = time.perf_counter(), []
     for number, (fault, case) in enumerate(due, start=1):
         if options.time_limit is not None and time.perf_counter() - begin > options.time_limit:

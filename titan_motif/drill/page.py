@@ -1,5 +1,6 @@
 """The page of the drill: what was put in, what had to hold, and in how many cases it did."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +22,7 @@ all of the last checkpoint.
 titan-motif drill                     # every case that has not been held yet, then this page
 titan-motif drill --only kills        # one fault; --count 20 the first cases alone
 titan-motif drill --part 0/8          # a part of the cases: eight such commands share the work
+titan-motif drill --again             # those too that were held at another commit alone
 titan-motif drill --quick             # a few seconds of each, as ./run_tests.sh does; no page
 ```
 
@@ -72,7 +74,7 @@ def _section(fault: Fault, entries: Sequence[Entry]) -> list[str]:
         lines.append(f"Of these {len(mended - unsteady)} were not held at an earlier commit.")
     if unsteady:
         lines.append(f"Of these {len(unsteady)} were held only when run again, at the same commit.")
-    commits = sorted({entry.commit for entry in last})
+    commits = [f"{name} ({num})" for name, num in Counter(e.commit for e in last).most_common()]
     lines += [f"Commits: {', '.join(commits)}; torch {', '.join(sorted({e.torch for e in last}))}."]
     missed = [entry for entry in last if not entry.is_held]
     if missed:

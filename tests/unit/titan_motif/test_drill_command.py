@@ -60,9 +60,18 @@ def test_cases_that_were_held_are_not_run_again(faults: Faults, tmp_path: Path, 
     assert "| [a](#a) | 3 | 3 | 0.0 |" in page
     assert "Of these 1 were held only when run again, at the same commit." in page
     assert len(Ledger(tmp_path / "docs/reliability/ledger.jsonl").entries()) == 9
-    faults.ran = []
-    main(options(tmp_path, only=("a",), again=True))
-    assert faults.ran == [("a", 0), ("a", 1), ("a", 2)]
+
+
+def test_again_runs_what_was_held_at_another_commit(faults: Faults, tmp_path: Path, monkeypatch):
+    for commit, cases, count in (("one", [0, 1], 2), ("two", [0], 1), ("two", [1, 2], None)):
+        faults.ran = []
+        monkeypatch.setenv("TITAN_MOTIF_COMMIT", commit)
+        main(options(tmp_path, only=("a",), count=count, again=True))
+        assert faults.ran == [("a", case) for case in cases]
+    monkeypatch.setenv("TITAN_MOTIF_COMMIT", "three")
+    main(options(tmp_path, only=("a",), count=1, again=True))
+    page = (tmp_path / "docs/reliability.md").read_text()
+    assert "Commits: two (2), three (1); torch" in page
 
 
 def test_parts_and_counts(faults: Faults, tmp_path: Path):
