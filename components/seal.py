@@ -60,7 +60,11 @@ def hash_file(path: Path, parts: Sequence[Part] = ()) -> dict[str, Any]:
 
 def begin_writing(folder: Path) -> None:
     """Make a folder, if it is not there, that counts as unfinished until it is sealed."""
-    folder.mkdir(parents=True, exist_ok=True)
+    if not folder.exists():  # at no moment is it empty: a folder that was emptied held something
+        new = folder.with_name(".new")
+        new.mkdir(parents=True, exist_ok=True)
+        (new / UNFINISHED).touch()
+        new.rename(folder)
     (folder / UNFINISHED).touch()
 
 
@@ -98,7 +102,7 @@ def is_sealed(folder: Path) -> bool:
 
 def is_unfinished(folder: Path) -> bool:
     """Return whether a folder was surely never sealed: its writing began and was cut off."""
-    return not is_sealed(folder) and ((folder / UNFINISHED).exists() or not any(folder.iterdir()))
+    return not is_sealed(folder) and (folder / UNFINISHED).exists()
 
 
 def seal_problem(folder: Path) -> str | None:

@@ -211,6 +211,8 @@ class MotifTrainer(torchtitan.train.Trainer):
             return
         (model,) = self.model_parts
         last, wanted = self.step - 1, average.num_checkpoints
+        # Weights that are replaced would never be looked at.
+        self.gate.check_at_rest(self.optimizers.numbers(), f"the moving average after step {last}")
         steps = feed_back(model, self.checkpointer, last, wanted)
         if steps is None:
             logger.info(f"moving average: fewer than {wanted} saved steps by step {last}: left out")
@@ -281,7 +283,7 @@ class MotifTrainer(torchtitan.train.Trainer):
     def train(self) -> None:
         try:
             super().train()
-            self.gate.settle()
+            self.gate.check_at_rest(self.optimizers.numbers(), "what follows the last step")
             self._edge()
             self._evaluate(self.step)
             if self.job_config.summary.enable:

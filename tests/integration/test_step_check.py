@@ -76,6 +76,25 @@ def test_a_last_step_that_nobody_logs_or_saves_is_told_too(rank_pool, arguments,
         assert any(line.startswith(told) for line in log), log
 
 
+AVERAGED = ["--moving_average.enable", "--moving_average.interval_tokens=1"]
+AVERAGED += ["--moving_average.num_checkpoints=2", "--training.steps=6"]
+
+
+@pytest.mark.parametrize(
+    ("step", "more", "told"),
+    [
+        (5, AVERAGED, "the moving average after step 5"),
+        (4, ["--checkpoint.enable=false"], "what follows the last step"),
+    ],
+)
+def test_what_an_update_made_is_found_before_it_is_replaced_or_used(
+    rank_pool, arguments, step, more, told
+):
+    settings = [*arguments, *MUON, *SHORT, "--checkpoint.interval=2", *more]
+    for log in rank_pool.run(run, 2, settings, str(ROOT), spoil=("update", math.nan, step, 1)):
+        assert log[-2].startswith(f"NotFiniteState: {told} is left out: not finite: the values of ")
+
+
 def test_a_resumed_run_measures_spikes_by_the_losses_of_before(rank_pool, arguments, tmp_path):
     """With a bound this low a step is a spike now and then, in both runs the same ones."""
     spikes = ["--step_check.loss_spike", "skip", "--step_check.spike_window", "3"]

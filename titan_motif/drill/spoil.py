@@ -14,14 +14,15 @@ from titan_motif.components.loss import Loss
 from titan_motif.components.muon.layout import local
 from titan_motif.train import MotifTrainer
 
-Place = Literal["loss", "gradient", "norm", "logits", "parameter", "state"]
+Place = Literal["loss", "gradient", "norm", "logits", "parameter", "state", "update"]
 
 
 class Spoil(NamedTuple):
     """Which number, when, and on which rank alone."""
 
     place: Place
-    """norm: all gradients of the rank become so large that their norm is infinite."""
+    """norm: all gradients of the rank become so large that their norm is infinite; update: the
+    step makes the number of finite ones."""
     value: float
     step: int
     rank: int
@@ -51,6 +52,8 @@ def spoil_run(trainer: MotifTrainer, spoil: Spoil, tell: Callable[[Watched], Any
             _spoil_before_update(trainer, spoil)
         before = _hash(trainer)
         step(*args)
+        if is_here and spoil.place == "update":
+            spoil_weights_now()
         tell(Watched(bool(trainer.gate.refused), _hash(trainer) == before))
         return None
 
@@ -68,9 +71,13 @@ def spoil_run(trainer: MotifTrainer, spoil: Spoil, tell: Callable[[Watched], Any
             return loss._replace(total=loss.total + spoil.value)  # whose gradient stays finite
         return loss
 
+    @torch.no_grad()
+    def spoil_weights_now() -> None:
+        _some(list(model.parameters()))[0] = spoil.value
+
     def spoil_weights(*unused: Any) -> None:
         if is_here and is_due() and spoil.place == "parameter":
-            _some(list(model.parameters()))[0] = spoil.value
+            spoil_weights_now()
 
     trainer.optimizers.step = stepping
     trainer._clip_gradients = clipping

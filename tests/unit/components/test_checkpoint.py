@@ -19,7 +19,7 @@ from titan_motif.components.checkpoint import (
 )
 from titan_motif.components.lr_schedule import TokenScheduler, WarmupStableDecay
 from titan_motif.components.saved_steps import saved_steps
-from titan_motif.components.seal import seal_problem
+from titan_motif.components.seal import begin_writing, seal_problem
 
 
 def test_a_resumed_job_is_the_one_that_was_saved(job: Callable[..., Job]):
@@ -52,6 +52,15 @@ def test_only_partial_steps_stop_the_run(job, folder: Path):
         job(initial_load_path=str(folder)).manager.load()
 
 
+def test_emptied_steps_stop_the_run(job, folder: Path):
+    """They held something: to begin at random weights would lose it without a word."""
+    job().train(20)
+    for path in folder.glob("step-*/*"):
+        path.unlink()
+    with pytest.raises(CheckpointError, match=r"no step can be continued from: step-20 "):
+        job().manager.load()
+
+
 def test_a_run_that_was_cut_off_in_its_first_save_begins_as_at_first(
     job, folder: Path, tmp_path: Path, monkeypatch, caplog
 ):
@@ -59,7 +68,7 @@ def test_a_run_that_was_cut_off_in_its_first_save_begins_as_at_first(
         cut_off.setattr("titan_motif.components.sealing_writer.write_seal", lambda *given: None)
         first = job().train(10).everything()
     assert (folder / "step-10" / ".metadata").exists()
-    (folder / "step-20").mkdir()
+    begin_writing(folder / "step-20")
     assert [saved.is_unfinished for saved in saved_steps(folder)] == [True, True]
     again = job()
     assert again.manager.load() is False
@@ -74,7 +83,7 @@ def test_a_run_that_was_cut_off_in_its_first_save_begins_as_at_first(
     with pytest.raises(CheckpointError, match=r"step-30 lacks its file \.metadata; step-10 has no"):
         job().manager.load()
     shutil.rmtree(folder)
-    (folder / "step-10").mkdir(parents=True)
+    begin_writing(folder / "step-10")
     begun = job(initial_load_path=str(tmp_path / "base"))
     assert begun.manager.load() is True
     assert begun.state.step == 0
