@@ -74,7 +74,7 @@ class Options:
     cells: str = ""
     """Some cells alone: ARM:SEED with commas."""
     seeds: int | None = None
-    """Seeds of every arm; none means the experiment's own choice."""
+    """Seeds of every arm; none means the experiment's own choice, with --quick one."""
     tokens: int | None = None
     """Tokens of each training run; none means the configuration's."""
     resume: bool = False
@@ -84,7 +84,7 @@ class Options:
     device: str = "auto"
     """cuda (all GPUs), cpu, or auto."""
     quick: bool = False
-    """Tiny networks and a few tokens: it shows that everything runs, and no result."""
+    """Tiny networks, a few tokens, one seed: it shows that everything runs, and no result."""
     config: Path | None = None
     """The job's TOML file; none means train_configs/experiment_NAME.toml."""
     data: Path | None = None
@@ -103,7 +103,9 @@ def main(options: Options) -> None:
     if options.time_limit is not None and not options.time_limit > 0:
         raise ValueError(f"--time-limit is {options.time_limit}; more than 0 is needed")
     kind = EXPERIMENTS[options.name]
-    cells = choose_cells(kind.seeds_of, options.seeds, options.cells)
+    # That everything runs, one seed shows.
+    seeds_of = dict.fromkeys(kind.seeds_of, 1) if options.quick else kind.seeds_of
+    cells = choose_cells(seeds_of, options.seeds, options.cells)
     output = options.output
     if output is None:
         output = Path("outputs/experiments/quick" if options.quick else "docs/experiments")
@@ -121,7 +123,7 @@ def main(options: Options) -> None:
     results.resume()
     file.parent.mkdir(parents=True, exist_ok=True)
     page = experiment.page(_full_command(options))
-    planned = list(dict.fromkeys([*choose_cells(kind.seeds_of, options.seeds, ""), *cells]))
+    planned = list(dict.fromkeys([*choose_cells(seeds_of, options.seeds, ""), *cells]))
     write = partial(write_page, page, results, planned, output, is_quick=options.quick)
     write()
     due = [cell for cell in cells if "error" in results.rows.get(str(cell), {"error": ""})]
@@ -149,7 +151,7 @@ def main(options: Options) -> None:
 def _full_command(options: Options) -> str:
     """Return the command that makes all cells, with what its results depend on."""
     words = ["titan-motif", "experiment", options.name]
-    for name in ("tokens", "seeds", "config"):
+    for name in ("tokens", "seeds", "config", "data"):
         value = getattr(options, name)
         words += [] if value is None else [f"--{name}", str(value)]
     return shlex.join([*words, *(["--quick"] if options.quick else []), "--resume"])

@@ -36,7 +36,7 @@ NO_RESULT = (
 CELL_COLUMNS: Mapping[str, Callable[[Row], str]] = {
     "tokens": lambda row: f"{row['tokens_seen']:,}",
     "training seconds": lambda row: f"{row['training_seconds']:,.0f}",
-    "tokens/s": lambda row: f"{row['tokens_per_second']:,.0f}",
+    "tokens/s, median of its logged steps": lambda row: f"{row['tokens_per_second']:,.0f}",
 }
 """Of a cell that trained a model."""
 

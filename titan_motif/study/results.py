@@ -52,10 +52,24 @@ class Results:
             raise ValueError(f"{self.path}: holds no results of a study") from None
         # As they come back from a file: lists for tuples.
         own = json.loads(json.dumps(self.settings))
-        for name in dict.fromkeys([*own, *found]):
-            if own.get(name) != found.get(name):
-                raise ValueError(
-                    f"{self.path}: its results are of {name} {found.get(name)!r}, these would be "
-                    f"of {own.get(name)!r}; {self.hint}"
-                )
+        difference = _first_difference(own, found)
+        if difference is not None:
+            name, mine, other = difference
+            raise ValueError(
+                f"{self.path}: its results are of {name} {other!r}, these would be of {mine!r}; "
+                f"{self.hint}"
+            )
         return rows
+
+
+def _first_difference(own: Any, found: Any, name: str = "") -> tuple[str, Any, Any] | None:
+    """Return where two values differ, in the innermost tables and lists, and both values there."""
+    if isinstance(own, dict) and isinstance(found, dict):
+        keys = dict.fromkeys([*own, *found])
+        parts = [(f"{name}.{key}".lstrip("."), own.get(key), found.get(key)) for key in keys]
+    elif isinstance(own, list) and isinstance(found, list) and len(own) == len(found):
+        parts = [(name, mine, other) for mine, other in zip(own, found, strict=True)]
+    else:
+        return None if own == found else (name, own, found)
+    differences = (_first_difference(mine, other, part) for part, mine, other in parts)
+    return next((one for one in differences if one is not None), None)

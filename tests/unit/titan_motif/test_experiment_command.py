@@ -79,13 +79,14 @@ def test_resume_runs_what_is_missing_and_writes_the_page(toy, tmp_path, capsys):
 
 
 def test_cells_of_other_settings_are_refused(toy, capsys, monkeypatch):
+    monkeypatch.setattr(Toy, "setting", {"same": 0, "arms": {"a": ["x=1", "y=1"]}})
     assert toy("--cells", "a:0") == 0
     assert toy("--cells", "a:1") == 1
     assert "is there already; --resume goes on" in capsys.readouterr().err
-    monkeypatch.setattr(Toy, "setting", 2)
+    monkeypatch.setattr(Toy, "setting", {"same": 0, "arms": {"a": ["x=1", "y=2"]}})
     assert toy("--cells", "a:1", "--resume") == 1
     error = capsys.readouterr().err
-    assert "its results are of setting 1, these would be of 2" in error
+    assert "its results are of setting.arms.a 'y=1', these would be of 'y=2'; --output" in error
     assert error.count("\n") == 1
     assert Toy.ran == ["a:0"]
 
@@ -106,6 +107,11 @@ def test_wrong_options_are_one_line(toy, capsys, words, told):
     assert told in error
     assert error.count("\n") == 1
     assert not Toy.ran
+
+
+def test_quick_is_one_seed(toy, tmp_path):
+    assert toy("--quick") == 1  # b fails
+    assert Toy.ran == ["a:0", "b:0"]
 
 
 def test_a_cell_that_would_take_too_long_is_not_begun(toy, tmp_path, capsys):
