@@ -175,7 +175,7 @@ def run_point(point: Point, shared: Path, folder: Path) -> Outcome:
 
 
 def run_fine_tuning(shared: Path, folder: Path) -> Outcome:
-    """Stop and resume the second stage of fine-tuning, which begins from the first one's end."""
+    """Stop and resume two stages of fine-tuning; the second begins from the first one's end."""
     base = [f"--job.config_file={small_job(shared)}"]
     _reference(shared, "short-1", base, 1)
     stages = [
@@ -187,9 +187,13 @@ def run_fine_tuning(shared: Path, folder: Path) -> Outcome:
     ]
     _reference(shared, "stage-1", stages[0], 1)
     reference = _reference(shared, "stage-2", stages[1], 1)
-    step = _stop(stages[1], folder / "run", 1, 4)
-    _go_on(stages[1], folder / "run", 1, step, step + NUM_COMPARED)
-    return _compare(folder / "run", reference, step, f"in stage 2 of fine-tuning (step {step})")
+    stopped = _stop(stages[0], folder / "stage-1", 1, 4)
+    run_to_end([*stages[0], NO_SAVES], folder / "stage-1", seconds=_SECONDS)
+    second = [stages[1][0], f"--checkpoint.initial_load_path={folder / 'stage-1' / 'checkpoint'}"]
+    step = _stop(second, folder / "run", 1, 1)
+    _go_on(second, folder / "run", 1, step, step + NUM_COMPARED)
+    told = f"between stages of fine-tuning (step {stopped} of stage 1, {step} of stage 2)"
+    return _compare(folder / "run", reference, step, told)
 
 
 def run_chain(shared: Path, folder: Path) -> Outcome:
