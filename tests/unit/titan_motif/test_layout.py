@@ -1,5 +1,6 @@
 """Layouts: which ones are refused, with what words, before any process group forms."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 import titan_motif.device  # noqa: F401
 from titan_motif import check_config
 from titan_motif.config_loading import load_config
-from titan_motif.layout import allowed_tensor_degrees
+from titan_motif.layout import REFUSED_SWITCHES, allowed_tensor_degrees
 from titan_motif.model import FLAVORS
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -92,6 +93,12 @@ BAD_LAYOUTS = {
         "multiples of 16",
     ),
 }
+
+
+def test_each_switch_is_refused_in_the_documentation_for_its_own_reason():
+    page = (ROOT / "docs/parallelism.md").read_text()
+    told = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|$", page, re.M))
+    assert told == {name: reason.split("; ")[0] for name, reason in REFUSED_SWITCHES.items()}
 
 
 @pytest.mark.parametrize("case", BAD_LAYOUTS)
