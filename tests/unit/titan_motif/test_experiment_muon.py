@@ -1,5 +1,10 @@
 """The experiment `muon`: what its cells time, and what its page says of them."""
 
+import json
+import re
+from pathlib import Path
+from statistics import fmean
+
 import pytest
 
 from titan_motif import cli
@@ -9,6 +14,7 @@ from titan_motif.experiments.muon import ARMS, MuonExperiment
 from titan_motif.experiments.page import write_page
 from titan_motif.study.results import Results
 
+ROOT = Path(__file__).resolve().parents[3]
 ENVIRONMENT = {
     "versions": {"python": "3.12", "torch": "2.11.0", "triton": "3.6.0"},
     "device_name": "a chip",
@@ -88,3 +94,21 @@ def test_what_it_cannot_do_is_one_line(tmp_path, capsys):
     one_gpu = MuonExperiment(CellOptions(Devices("cuda", 1)))
     with pytest.raises(RuntimeError, match="parallel needs 2 GPUs; this machine shows 1"):
         one_gpu.run(Cell("parallel", 0), tmp_path / "run")
+
+
+def test_the_manual_has_the_figures_of_the_finished_experiment():
+    """docs/muon.md tells the means over seeds that docs/experiments/muon has."""
+    results = json.loads((ROOT / "docs/experiments/muon/results.json").read_text())
+    means: dict[tuple[str, int], tuple[str, ...]] = {}
+    for mode in ("parallel", "distributed"):
+        seeds = [results["cells"][f"{mode}_8:{seed}"]["results"] for seed in range(3)]
+        for rows in zip(*seeds, strict=True):
+            ms, mb, speed = (fmean(r[k] for r in rows) for k in ("ms", "peak_mb", "tflops_per_gpu"))
+            means[mode, rows[0]["chunk_size"]] = (f"{ms:.1f}", f"{mb:,.0f}", f"{speed:,.0f}")
+    page = (ROOT / "docs/muon.md").read_text().replace("**", "")
+    told = re.findall(
+        r"^\| (parallel|distributed) \| (\d+)[^|]* \| ([\d.]+) \| ([\d,]+) \| ([\d,]+) ", page, re.M
+    )
+    assert len(told) == 6
+    for mode, size, *figures in told:
+        assert tuple(figures) == means[mode, int(size)]
