@@ -26,7 +26,7 @@ from titan_motif.evaluation.results import values_of
 
 needs_harness = pytest.mark.skipif(
     importlib.util.find_spec("lm_eval") is None,
-    reason="lm-evaluation-harness is not installed: pip install 'titan-motif[eval]'",
+    reason="lm-evaluation-harness is not installed: pip install -e '.[eval]'",
 )
 STEPS = ["--training.steps", "5", "--checkpoint.interval", "2"]
 ON = ["--evaluation.enable", "--evaluation.freq", "2", "--evaluation.tasks"]

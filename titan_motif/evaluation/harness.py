@@ -9,6 +9,6 @@ def require_harness() -> None:
         if not (error.name or "").startswith(("titan_motif", "torch")):
             raise ValueError(
                 f"lm-evaluation-harness is not installed, not whole or too old ({error}); "
-                "pip install 'titan-motif[eval]' brings it"
+                "pip install -e '.[eval]' brings it"
             ) from None
         raise

@@ -61,7 +61,7 @@ def test_without_the_harness_one_line_tells_the_extra(tmp_path: Path, capsys, mo
     monkeypatch.delitem(sys.modules, "titan_motif.evaluation.harness_model", raising=False)
     line = refusal(f'{ON}tasks = ["sums"]', tmp_path, capsys)
     assert line.startswith("evaluation.enable is true; lm-evaluation-harness is not installed")
-    assert line.endswith("pip install 'titan-motif[eval]' brings it")
+    assert line.endswith("pip install -e '.[eval]' brings it")
 
 
 def test_a_file_is_checked_for_another_machine_without_the_harness(tmp_path: Path, monkeypatch):

@@ -38,7 +38,7 @@ from titan_motif.model import Motif2Model
 ARGS = dataclasses.replace(GROUPED, max_seq_len=256)
 needs_harness = pytest.mark.skipif(
     importlib.util.find_spec("lm_eval") is None,
-    reason="lm-evaluation-harness is not installed: pip install 'titan-motif[eval]'",
+    reason="lm-evaluation-harness is not installed: pip install -e '.[eval]'",
 )
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -97,7 +97,7 @@ def test_without_the_harness_one_line_tells_the_extra(monkeypatch, capsys):
     assert cli.main(["evaluate", "model", "--tasks", "sums"]) == 1
     printed = capsys.readouterr().err
     assert printed.startswith("error: lm-evaluation-harness is not installed")
-    assert printed.endswith("pip install 'titan-motif[eval]' brings it\n")
+    assert printed.endswith("pip install -e '.[eval]' brings it\n")
     assert printed.count("\n") == 1
 
 
