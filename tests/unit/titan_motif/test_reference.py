@@ -42,6 +42,15 @@ def test_what_is_refused_is_told_as_not_served():
     assert 'id="parallelism.pipeline_parallel_degree"' in refused
 
 
+def test_the_table_of_sections_has_those_that_are_served():
+    served = re.findall(r"^## `\[(\w+)", PAGE.read_text(), re.M)
+    text = (PAGE.parent / "configuration.md").read_text()
+    table = text[text.index("| section |") :].partition("\n\n")[0]
+    heads = [row.split(" | ")[0] for row in table.splitlines()[2:]]
+    named = [name for head in heads for name in re.findall(r"`(\w+)", head)]
+    assert set(named) == set(served)
+
+
 def test_no_meaning_is_given_to_what_is_no_setting():
     assert set(reference.MEANINGS) <= set(all_keys())
 
