@@ -18,8 +18,11 @@
 #   PYTHON, TORCH_SPEC                             which Python, which torch: setup_env.sh
 #
 # Relative paths among the overrides are relative to your directory, those in a file to the
-# repository. Every setting, with its default: titan_motif/config.py. The exit code is torchrun's,
-# or 2 where the config is wrong.
+# repository. Every setting, with its default: docs/reference.md.
+#
+# Exit code: 0; 1 if a rank has failed, or nothing could be set up; 2 if the config is wrong, or its
+# data; 75 if the run was stopped by a signal and has saved, so that it goes on when started again;
+# 128 + the signal if it has not.
 set -euo pipefail
 
 callers_directory=$(pwd -P)

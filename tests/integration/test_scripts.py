@@ -7,6 +7,8 @@ import sys
 import tomllib
 from pathlib import Path
 
+from titan_motif.launch import EXIT_PREEMPTED
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -25,6 +27,17 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path):
     assert finished.stderr.splitlines() == [
         "error: command line: training.steps is 0; at least 1 is needed"
     ]
+
+
+def test_its_help_tells_the_exit_codes_and_where_the_settings_stand():
+    finished = run_train(ROOT, "--help")
+    assert finished.returncode == 0
+    words = " ".join(finished.stdout.split())
+    assert f" {EXIT_PREEMPTED} if the run was stopped by a signal and has saved" in words
+    assert "Exit code: 0; 1 if a rank has failed" in words
+    assert "; 2 if the config is wrong, or its data; 75" in words
+    assert "; 128 + the signal if it has not." in words
+    assert "Every setting, with its default: docs/reference.md." in words
 
 
 def test_a_wrong_variable_is_refused(tmp_path: Path):
