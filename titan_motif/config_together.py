@@ -8,7 +8,7 @@ from titan_motif.config import ActivationCheckpoint, JobConfig, LRScheduler
 from titan_motif.config_keys import Finding, value_of
 from titan_motif.config_types import told
 
-_NEEDS: dict[str, tuple[str, Any]] = {
+NEEDS: dict[str, tuple[str, Any]] = {
     "checkpoint.last_save_in_hf": ("checkpoint.last_save_model_only", True),
     "checkpoint.export_dtype": ("checkpoint.last_save_model_only", True),
     "checkpoint.initial_load_in_hf": ("checkpoint.initial_load_model_only", True),
@@ -32,8 +32,9 @@ _NEEDS: dict[str, tuple[str, Any]] = {
     "training.restart_positions": ("training.mask_documents", True),
     "debug.deterministic_warn_only": ("debug.deterministic", True),
 }
-"""What does nothing, or ends the run, unless another setting has a value."""
-_NOTHING_IS_SAVED = {
+"""What is asked for in vain, or ends the run, unless another setting has a value. Whatever else a
+section has that is switched off waits for it: a command line switches off what a file has set."""
+NOTHING_IS_SAVED = {
     "checkpoint.create_seed_checkpoint": False,
     "checkpoint.last_save_model_only": False,
     "checkpoint.enable_first_step_checkpoint": False,
@@ -43,10 +44,10 @@ _NOTHING_IS_SAVED = {
 
 
 def check_together(config: JobConfig, world_size: int | None) -> Iterator[Finding]:
-    """Yield each setting that does nothing, or ends the run, beside others."""
+    """Yield each setting that asks in vain for something, or ends the run, beside others."""
     defaults = JobConfig()
     yield from _recomputing(config)
-    for key, (other, needed) in _NEEDS.items():
+    for key, (other, needed) in NEEDS.items():
         value = value_of(config, key)
         if value != value_of(defaults, key) and value_of(config, other) != needed:
             yield key, f"is {_as_toml(value)}; it needs {other} to be {_as_toml(needed)}"
@@ -67,7 +68,7 @@ def _as_toml(value: Any) -> str:
 def _saving(config: JobConfig, world_size: int | None) -> Iterator[Finding]:
     checkpoint, average = config.checkpoint, config.moving_average
     if checkpoint.load_only:
-        for key, default in _NOTHING_IS_SAVED.items():
+        for key, default in NOTHING_IS_SAVED.items():
             if value_of(config, key) != default:
                 yield key, "is true; it needs checkpoint.load_only to be false"
     if checkpoint.create_seed_checkpoint and world_size not in (None, 1):

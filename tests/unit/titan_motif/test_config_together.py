@@ -1,11 +1,13 @@
 """Settings that do nothing, or end the run, beside others."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 import titan_motif.device  # noqa: F401
 from titan_motif import check_config
+from titan_motif.config_together import NEEDS, NOTHING_IS_SAVED
 
 ROOT = Path(__file__).resolve().parents[3]
 AC = "activation_checkpoint"
@@ -90,9 +92,25 @@ def test_what_does_not_go_together_is_answered_with_one_line(case: str, capsys, 
         ["--checkpoint.last_save_model_only", "--checkpoint.export_dtype=bfloat16"],
         [*OFF, "--checkpoint.keep_latest_k=0", "--checkpoint.interval=7"],
         ["--watchdog.stall_seconds=1"],
+        ["--validation.freq=7", "--validation.seq_len=64", "--validation.enable=false"],
+        ["--step_check.spike_z_score=4", "--step_check.spike_window=7"],
+        [*OFF, "--moving_average.num_checkpoints=2", "--checkpoint.async_mode=async"],
+        ["--watchdog.enable=false", "--profiling.profile_freq=7", "--evaluation.freq=7"],
     ],
 )
 def test_what_does_is_accepted(arguments: list[str], monkeypatch):
     monkeypatch.chdir(ROOT)
     job = ["--world-size", "2", "--job.config_file", "tests/plain.toml"]
     assert check_config.main([*job, *arguments]) == 0
+
+
+def test_the_manual_lists_what_is_refused_and_what_it_needs():
+    text = (ROOT / "docs/configuration.md").read_text()
+    table = text[text.index("| what | is refused unless |") :].partition("\n\n")[0]
+    told = set()
+    for row in table.splitlines()[2:-1]:  # the last one is of whole sections
+        keys, need = row.strip("| ").split(" | ")
+        told |= {(key, need) for key in keys.split(", ")}
+    needed = {(key, f"{other} = {json.dumps(value)}") for key, (other, value) in NEEDS.items()}
+    needed |= {(key, "checkpoint.load_only = false") for key in NOTHING_IS_SAVED}
+    assert told == {(f"`{key}`", f"`{need}`") for key, need in needed}
