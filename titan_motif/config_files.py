@@ -9,7 +9,7 @@ from typing import Any
 import tomli
 
 from titan_motif.config_types import fits, in_a_line, told
-from titan_motif.toml_lines import key_lines
+from titan_motif.toml_lines import key_lines, statements
 
 _MOST_BYTES = 2**20
 """Of a file: the largest of ours has 4 KB."""
@@ -37,8 +37,9 @@ def read_files(path: Path) -> list[tuple[Path, dict[str, Any]]]:
         if not fits(base, str) or not base.strip():
             raise ConfigError(f"{place}: base is {told(base)}; the name of a TOML file is needed")
         path = path.parent / base
-        if not _is_there(path):
-            raise ConfigError(f"{place}: base is {base!r}; {path}: no such file{_nearest(path)}")
+        problem = _problem(path)
+        if problem is not None:
+            raise ConfigError(f"{place}: base is {base!r}; {path}: {problem}")
         if any(path.resolve() == file.resolve() for file, _ in found):
             raise ConfigError(f"{place}: base is {base!r}; that is based on this file")
 
@@ -61,21 +62,37 @@ def _read_toml(path: Path) -> dict[str, Any]:
         return tomli.loads(text)
     except tomli.TOMLDecodeError as error:
         what, _, where = str(error).partition(" (at ")
-        lines = text.rstrip().splitlines() or [""]
-        number = int(m[1]) if (m := re.match(r"line (\d+)", where)) else len(lines)
-        raise ConfigError(
-            f"{path}:{number}: not valid TOML: {what}; found {lines[number - 1].strip()[:80]!r}"
-        ) from None
-    except (ValueError, RecursionError) as error:  # Python's own limits
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
+        last = text.rstrip().count("\n") + 1
+        number = int(m[1]) if (m := re.match(r"line (\d+)", where)) else last
+        found = text.split("\n")[number - 1].strip(" \t")[:80]  # no line of TOML ends at U+2028
+        raise ConfigError(f"{path}:{number}: not valid TOML: {what}; found {found!r}") from None
+    except (ValueError, RecursionError) as error:
+        number = _line_beyond_limits(text)
+        place = path if number is None else f"{path}:{number}"
+        what = str(error).partition(";")[0]  # behind it, how a programmer raises Python's limit
+        raise ConfigError(f"{place}: cannot be read: {what}") from None
+
+
+def _line_beyond_limits(text: str) -> int | None:
+    """Return where the first statement begins that meets a limit of Python's or the reader's own.
+
+    None where each is read by itself. Such a limit comes without a line, and what stands before
+    the statement is valid TOML.
+    """
+    for number, statement in statements(text):
+        try:
+            tomli.loads(statement)
+        except tomli.TOMLDecodeError:
+            return None
+        except (ValueError, RecursionError):
+            return number
+    return None
 
 
 def _read_text(path: Path) -> str:
-    if not _is_there(path):
-        raise ConfigError(f"{path}: no such file{_nearest(path)}")
-    if not path.is_file():
-        kind = "a folder" if path.is_dir() else "no regular file"
-        raise ConfigError(f"{path}: is {kind}; a TOML file is needed")
+    problem = _problem(path)
+    if problem is not None:
+        raise ConfigError(f"{path}: {problem}")
     try:
         with path.open("rb") as file:
             content = file.read(_MOST_BYTES + 1)
@@ -93,11 +110,17 @@ def _read_text(path: Path) -> str:
         raise ConfigError(f"{path}:{line}: {wrong} is not UTF-8, which is needed") from None
 
 
-def _is_there(path: Path) -> bool:
+def _problem(path: Path) -> str | None:
+    """Return why a path names no file; None if it does."""
     try:
-        return path.exists()
+        if not path.exists():
+            return f"no such file{_nearest(path)}"
     except OSError as error:  # such as a name that is too long
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+        return f"cannot be read: {error.strerror}"
+    if not path.is_file():
+        kind = "a folder" if path.is_dir() else "no regular file"
+        return f"is {kind}; a TOML file is needed"
+    return None
 
 
 def _nearest(path: Path) -> str:

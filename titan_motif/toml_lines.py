@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 
+import tomli
+
 _QUOTES = ('"""', "'''", '"', "'")
 
 
@@ -15,7 +17,7 @@ def key_lines(text: str) -> dict[str, int]:
     found: dict[str, int] = {}
     num_tables: dict[str, int] = {}
     table: list[str] = []
-    for position, line in _statements(text):
+    for position, _, line in _statements(text):
         if text.startswith("[[", position):
             names, _ = _key(text, position + 2)
             table = _numbered(names, num_tables)
@@ -34,6 +36,12 @@ def key_lines(text: str) -> dict[str, int]:
     return found
 
 
+def statements(text: str) -> Iterator[tuple[int, str]]:
+    """Yield each table's head, and each key with its value, after the line where it begins."""
+    for position, end, line in _statements(text):
+        yield line, text[position:end]
+
+
 def _numbered(names: list[str], num_tables: dict[str, int], is_whole: bool = False) -> list[str]:
     """Return a table's names, with the number of the last element after each list of tables."""
     numbered: list[str] = []
@@ -45,8 +53,8 @@ def _numbered(names: list[str], num_tables: dict[str, int], is_whole: bool = Fal
     return numbered
 
 
-def _statements(text: str) -> Iterator[tuple[int, int]]:
-    """Yield where a table's head or a key begins, and in which line; values are passed over."""
+def _statements(text: str) -> Iterator[tuple[int, int, int]]:
+    """Yield where a table's head, or a key with its value begins and ends, and its first line."""
     position, line = 0, 1
     while position < len(text):
         char = text[position]
@@ -57,8 +65,8 @@ def _statements(text: str) -> Iterator[tuple[int, int]]:
         elif char.isspace():
             position += 1
         else:
-            yield position, line
             end = _end_of_statement(text, position)
+            yield position, end, line
             line += text.count("\n", position, end)
             position = end
 
@@ -71,7 +79,7 @@ def _key(text: str, position: int) -> tuple[list[str], int]:
             position += 1
         if text[position] in "\"'":
             end = _end_of_string(text, position)
-            names.append(text[position + 1 : end - 1])
+            names.append(tomli.loads(f"name = {text[position:end]}")["name"])
         else:
             end = position
             while end < len(text) and text[end] not in " \t.=]\r\n":
@@ -110,10 +118,10 @@ def _end_of_string(text: str, position: int) -> int:
     """Return the position after a string that begins here."""
     quote = next(q for q in _QUOTES if text.startswith(q, position))
     position += len(quote)
-    while not text.startswith(quote, position):
+    while position < len(text) and not text.startswith(quote, position):
         has_escape = text[position] == "\\" and quote[0] == '"'
         position += 2 if has_escape else 1
-    position += len(quote)
+    position = min(position + len(quote), len(text))
     while len(quote) == 3 and text.startswith(quote[0], position):  # a quote that ends the text
         position += 1
     return position

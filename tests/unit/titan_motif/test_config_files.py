@@ -20,8 +20,14 @@ BAD = {
     "a mark": (b"\xef\xbb\xbf[a]\n", ":1: begins with a byte-order mark; UTF-8 without one is"),
     "Latin 1": (b'[a]\n# gr\xfcn\nx = 1\n', ":2: byte 0xfc is not UTF-8, which is needed"),
     "UTF-16": ("[a]".encode("utf-16"), ":1: byte 0xff is not UTF-8"),
-    "deep": (b"x = " + b"[" * 5000 + b"]" * 5000, ": cannot be read: "),
-    "digits": (b"x = " + b"1" * 5000, ": cannot be read: Exceeds the limit"),
+    "deep": (b"[a]\nx = " + b"[" * 5000 + b"]" * 5000, ":2: cannot be read: "),
+    "deep and open": (b'a = """\n"""\nx = ' + b"[" * 5000 + b"'", ":3: cannot be read: "),
+    "digits": (b"# a\n[a]\nx = " + b"1" * 5000, ":3: cannot be read: Exceeds the limit (4300"),
+    "digits in a list": (b"x = [1,\n" + b"1" * 5000 + b"]", ":1: cannot be read: Exceeds the"),
+    "parts": (b"x = 1\n" + b".".join([b"a"] * 3000) + b" = 1", ":2: cannot be read: "),
+    "parts of a table": (b"x = 1\n[" + b".".join([b"a"] * 3000) + b"]\n[", ":2: cannot be read: "),
+    "U+2028": ("# \u2028\n# \u2028\nx =".encode(), ":3: not valid TOML: Invalid value; found 'x ="),
+    "form feed": (b"\n\n\x0c", ":3: not valid TOML: Invalid statement; found '\\x0c'"),
     "size": (b"#" * (2**20 + 1), ": has more than 1,048,576 bytes; a job's file is needed"),
 }  # fmt: skip
 
@@ -72,12 +78,16 @@ def test_a_mistake_is_told_in_the_file_that_has_it(tmp_path: Path):
         ("[]", "base is []; the name of a TOML file is needed"),
         (r'"a\u0000"', r"base is 'a\x00'; the name of a TOML file is needed"),
         ("'other.toml'", "base is 'other.toml'; {folder}/other.toml: no such file"),
+        ("'pipe'", "base is 'pipe'; {folder}/pipe: is no regular file; a TOML file is needed"),
+        ("'.'", "base is '.'; {folder}: is a folder; a TOML file is needed"),
+        (f"'{'x' * 300}'", "xx: cannot be read: File name too long"),
         ("'second.toml'", "second.toml:2: base is 'first.toml'; that is based on this file"),
     ],
 )
 def test_a_base_that_is_none_is_told_with_its_line(base: str, told: str, tmp_path: Path):
     (tmp_path / "first.toml").write_text(f"base = {base}\n")
     (tmp_path / "second.toml").write_text("# on\nbase = 'first.toml'\n")
-    place = "" if "second" in base else f"{tmp_path}/first.toml:1: "
+    os.mkfifo(tmp_path / "pipe")
+    place = "" if told[0] in "sx" else f"{tmp_path}/first.toml:1: "
     with pytest.raises(ConfigError, match=re.escape(place + told.format(folder=tmp_path))):
         read_files(tmp_path / "first.toml")

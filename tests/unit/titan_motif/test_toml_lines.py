@@ -16,7 +16,7 @@ lines = 3 # no key
 end"""
 
 [model.args]
-"dim" = 8
+"d\\u0069m" = 8
 lam_init = [
   0.1,  # first ]
   0.2,
