@@ -2,6 +2,8 @@
 
 import importlib.util
 import os
+import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,9 +68,20 @@ def folder_problem(folder: Path) -> str | None:
             return str(error.strerror)
     if not place.is_dir():
         return f"{place} is no folder"
-    if not os.access(place, os.W_OK | os.X_OK):
-        return f"{place} cannot be written into"
-    return None
+    return None if _can_be_written_into(place) else f"{place} cannot be written into"
+
+
+def _can_be_written_into(folder: Path) -> bool:
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return False
+    if folder.stat().st_mode & stat.S_IWUSR:
+        return True
+    # Root is told that it may everywhere, in /proc too, where nobody makes a folder: one is tried.
+    try:
+        os.rmdir(tempfile.mkdtemp(dir=folder))
+    except OSError:
+        return False
+    return True
 
 
 def _can_be_found(module: str) -> bool:

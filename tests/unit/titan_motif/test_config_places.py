@@ -92,3 +92,14 @@ def test_modules_and_beginnings_of_names(tmp_path: Path):
 def test_a_folder_of_others(tmp_path: Path):
     tmp_path.chmod(0o500)
     assert folder_problem(tmp_path / "run") == f"{tmp_path} cannot be written into"
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs Linux's /proc")
+def test_where_root_may_write_by_its_rights_alone(tmp_path: Path, monkeypatch):
+    assert folder_problem(Path("/proc/x/y")) == "/proc cannot be written into"
+    monkeypatch.setattr(os, "access", lambda path, mode: True)  # what root is told
+    assert folder_problem(Path("/proc/x")) == "/proc cannot be written into"
+    tmp_path.chmod(0o500)
+    expected = None if os.geteuid() == 0 else f"{tmp_path} cannot be written into"
+    assert folder_problem(tmp_path / "run") == expected
+    assert list(tmp_path.iterdir()) == []
