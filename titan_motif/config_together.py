@@ -98,7 +98,8 @@ def _recomputing(config: JobConfig) -> Iterator[Finding]:
             f"is {getattr(settings, name)}; it needs mode = 'selective' and "
             "selective_ac_option = 'op'",
         )
-    if option not in ("products", "op") and not (option.isdecimal() and int(option) > 0):
+    is_number = option.isascii() and option.isdecimal()
+    if option not in ("products", "op") and not (is_number and int(option) > 0):
         yield (
             "activation_checkpoint.selective_ac_option",
             f"is {told(option)}; 'products', 'op' or a positive integer is needed",

@@ -47,6 +47,10 @@ BAD = {
         [f"--{AC}.mode=selective", f"--{AC}.selective_ac_option=5"],
         "selective_ac_option is '5'; there are 4 blocks, none of which it would reach: 1 to 4",
     ),
+    "a digit of another script": (
+        [f"--{AC}.mode=selective", f"--{AC}.selective_ac_option=\u0663"],
+        "selective_ac_option is '\u0663'; 'products', 'op' or a positive integer is needed",
+    ),
     "a budget without its mode": (
         [f"--{AC}.memory_budget=0.25"],
         f"memory_budget is 0.25; it needs {AC}.mode to be 'memory_budget'",
