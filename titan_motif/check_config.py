@@ -2,7 +2,8 @@
 
 Packs the conversations of a fine-tuning job. Prints one line and exits with 2 where the job cannot
 run. Otherwise prints `corpus: DIR VOCAB` if the job reads the built-in corpus, so that the launcher
-can prepare it. `--help` lists every setting.
+can prepare it, and on the standard error a line for what the command line gives more than once.
+`--help` lists every setting.
 """
 
 import contextlib
@@ -11,7 +12,7 @@ import sys
 import titan_motif.device  # noqa: F401  (before anything of torchtitan)
 from titan_motif.components.foreign_files import printable
 from titan_motif.config import JobConfig
-from titan_motif.config_loading import ConfigError, load_config
+from titan_motif.config_loading import ConfigError, given_again, load_config
 from titan_motif.sft import prepare_sft
 
 
@@ -30,6 +31,8 @@ def main(argv: list[str]) -> int:
     except (ConfigError, ValueError, OSError) as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
+    for key in given_again(argv):
+        print(f"command line: --{key} is given more than once; the last holds", file=sys.stderr)
     if config.training.dataset == "builtin":
         print(f"corpus: {config.training.dataset_path} {config.training.builtin_vocab_size}")
     return 0

@@ -80,6 +80,16 @@ def load_config(
     return config
 
 
+def given_again(argv: Sequence[str]) -> list[str]:
+    """Return the settings that a command line gives more than once; the last value of each holds.
+
+    The name of the file is none of them: the launcher gives one before the user's.
+    """
+    keys = [key for key, _ in _read_command_line(argv)]
+    repeated = [key for key in dict.fromkeys(keys) if keys.count(key) > 1]
+    return [key for key in repeated if key != "job.config_file"]
+
+
 def _origin(key: str, origins: dict[str, Place], otherwise: Place) -> Place:
     """Return what tells where a setting was given, or one that it is part of."""
     while key and key not in origins:

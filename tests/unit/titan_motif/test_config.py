@@ -425,6 +425,18 @@ def test_the_command_line_overrides_the_file():
     assert config.training.seq_len == 128  # the file's
 
 
+def test_what_is_given_again_holds_and_is_told(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    job = ["--job.config_file", "tests/plain.toml"]
+    words = [*job, *job, "--training.steps", "3", "--training.steps=4", "--compile.no_enable"]
+    assert load_config(words, 2).training.steps == 4
+    assert check_config.main(["--world-size", "2", *words, "--compile.enable=false"]) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        "command line: --training.steps is given more than once; the last holds",
+        "command line: --compile.enable is given more than once; the last holds",
+    ]
+
+
 def test_an_integer_serves_where_a_number_is_needed():
     config = load_config(["--job.config_file", DEBUG, "--optimizer.lr", "1"])
     assert config.optimizer.lr == 1.0
