@@ -145,7 +145,7 @@ def summary_lines(content: dict[str, Any]) -> list[str]:
 
     lines = [
         f"run finished at step {content['step']}, {content['tokens_seen']:,} tokens seen",
-        f"  train loss       {nats('train_loss')} (the last tenth)",
+        f"  train loss       {nats('train_loss')} (logged steps of the last tenth)",
         f"  validation loss  {nats('validation_loss')}",
     ]
     if content["bits_per_byte"] is not None:

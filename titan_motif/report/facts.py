@@ -75,7 +75,7 @@ def tiles(run: RunRecord) -> list[tuple[str, str, str]]:
 
     if is_number(summary.get("train_loss")):
         loss = summary["train_loss"]
-        add("Training loss", loss, f"{loss:.4f}", f"{nats}, mean of the last tenth")
+        add("Training loss", loss, f"{loss:.4f}", f"{nats}, mean of the last tenth's logged steps")
     else:
         loss = next((e["loss"] for e in reversed(run.history) if "loss" in e), None)
         if loss is None or is_number(loss):

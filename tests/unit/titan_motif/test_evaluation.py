@@ -58,7 +58,9 @@ def test_a_large_corpus_is_counted_in_pieces_from_all_over_it(monkeypatch):
 
 @pytest.mark.parametrize("counted", [300, bigram.MAX_TRAIN_TOKENS])
 def test_the_summary_says_how_much_was_counted_if_not_all(counted: int):
-    content = dict.fromkeys(("train_loss", "bits_per_byte")) | {
+    content = {
+        "bits_per_byte": None,
+        "train_loss": 2.0,
         "step": 1,
         "tokens_seen": 2,
         "validation_loss": 3.0,
@@ -70,6 +72,8 @@ def test_the_summary_says_how_much_was_counted_if_not_all(counted: int):
     (line,) = [line for line in summary_lines(content) if "bigram model" in line]
     said = " (20,000,000 tokens counted)" if counted > 300 else ""
     assert line == f"  bigram model     3.5000 nats/token{said}: the run is 0.5000 under it"
+    (line,) = [line for line in summary_lines(content) if "train loss" in line]
+    assert line == "  train loss       2.0000 nats/token (logged steps of the last tenth)"
 
 
 class Counting(nn.Module):

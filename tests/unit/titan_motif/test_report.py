@@ -178,6 +178,7 @@ def test_the_page_is_well_formed_and_safe(tmp_path: Path):
     assert told.count(HOSTILE) >= 5  # sample, legend, task, and the device in two places
     assert f"on 2 x {HOSTILE}" in told
     assert "0.5000 ± 0.2500" in told
+    assert "Training loss 1.0000 nats/token, mean of the last tenth's logged steps" in told
     (policy,) = [a["content"] for t, a in page.tags if t == "meta" and "http-equiv" in a]
     script = html.rpartition("<script>")[2].partition("</script>")[0]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
