@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from titan_motif.components.sft.template import load_template
 from titan_motif.config import JobConfig
 from titan_motif.config_keys import Finding
-from titan_motif.evaluation.harness import require_harness
-from titan_motif.evaluation.presets import LISTING, check_known, wanted_tasks
+from titan_motif.harness.installed import require_harness
+from titan_motif.harness.presets import LISTING, check_known, wanted_tasks
 from titan_motif.model import Motif2ModelArgs
 
 _TASKS = "evaluation.tasks"
@@ -52,7 +52,7 @@ def check_evaluation(
     except ValueError as error:
         yield "evaluation.enable", f"is true; {error}"
         return
-    from titan_motif.evaluation.harness_tasks import manager_of
+    from titan_motif.harness.manager import manager_of
 
     try:
         check_known(wanted, manager_of(wanted).all_tasks, _TASKS)

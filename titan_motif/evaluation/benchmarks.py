@@ -15,11 +15,13 @@ import torch
 
 from titan_motif import __version__
 from titan_motif.evaluation import harness_tasks
-from titan_motif.evaluation.harness_model import VERSION, HarnessModel
+from titan_motif.evaluation.harness_model import HarnessModel
 from titan_motif.evaluation.local_tasks.setting import Setting
-from titan_motif.evaluation.presets import Wanted
 from titan_motif.evaluation.ranks import Ranks
 from titan_motif.evaluation.results import figures_of
+from titan_motif.harness.manager import manager_of
+from titan_motif.harness.package import VERSION
+from titan_motif.harness.presets import Wanted
 from titan_motif.model import Motif2Model
 
 
@@ -56,7 +58,7 @@ class Benchmarks:
         is_verbose: bool = False,
     ) -> None:
         self.wanted, self.folder, self.settings = wanted, tokenizer_folder, settings
-        self.manager = harness_tasks.manager_of(wanted, include_paths, is_verbose)
+        self.manager = manager_of(wanted, include_paths, is_verbose)
         self.items = harness_tasks.load_harness_tasks(self.manager, wanted)
         self.loaded: dict[str, Any] = {}
 

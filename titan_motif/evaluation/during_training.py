@@ -27,11 +27,11 @@ from torchtitan.tools.utils import GarbageCollection, device_module
 
 from titan_motif.components.whole_files import replace_text
 from titan_motif.config import JobConfig
-from titan_motif.evaluation.harness import require_harness
 from titan_motif.evaluation.loading import empty_model
-from titan_motif.evaluation.presets import wanted_tasks
 from titan_motif.evaluation.ranks import Ranks
 from titan_motif.evaluation.results import lines_of, values_of
+from titan_motif.harness.installed import require_harness
+from titan_motif.harness.presets import wanted_tasks
 from titan_motif.model import Motif2Model, Motif2ModelArgs
 from titan_motif.model.initialization import plain_name
 from titan_motif.run_folder import EVALUATIONS

@@ -17,7 +17,6 @@ import titan_motif.device as default_device  # before anything of torchtitan
 # isort: split
 from titan_motif.config_loading import load_config
 from titan_motif.evaluation import results as tables
-from titan_motif.evaluation.harness import require_harness
 from titan_motif.evaluation.loading import (
     dtype_named,
     load_model,
@@ -30,8 +29,9 @@ from titan_motif.evaluation.local_tasks.perplexity import (
     data_groups,
     held_out_splits,
 )
-from titan_motif.evaluation.presets import LISTING, Wanted, wanted_tasks
 from titan_motif.evaluation.ranks import Ranks
+from titan_motif.harness.installed import require_harness
+from titan_motif.harness.presets import LISTING, Wanted, wanted_tasks
 from titan_motif.run_folder import resolved_config_of
 
 

@@ -1,28 +1,17 @@
 """A Motif-2 model as lm-evaluation-harness asks it (https://github.com/EleutherAI/lm-evaluation-harness).
 
-The only file that imports `lm_eval`: what else is used of it comes from here. The harness's own
-`hf` model under the exported directory is the reference: contexts and continuations are split and
-cut as there, which log-likelihoods to 1e-4 confirm.
+The harness's own `hf` model under the exported directory is the reference: contexts and
+continuations are split and cut as there, which log-likelihoods to 1e-4 confirm.
 """
 
-import functools
-import importlib.metadata
 import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import lm_eval.api.task
 import torch
-from lm_eval.api.instance import Instance
-from lm_eval.api.model import TemplateLM
-from lm_eval.evaluator import evaluate as evaluate_by_harness
-from lm_eval.models.utils import normalize_gen_kwargs
-from lm_eval.tasks import TaskManager
-from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
-from tqdm import tqdm
 
 from titan_motif.components.preparation.foreign_tokenizer import tokenizer_settings
 from titan_motif.components.preparation.tokenizer import load_tokenizer
@@ -35,12 +24,14 @@ from titan_motif.evaluation.next_token import Sampling
 from titan_motif.evaluation.ranks import Ranks
 from titan_motif.evaluation.scoring import Pair, progress, score
 from titan_motif.evaluation.text_stream import TextStream
+from titan_motif.harness.package import (
+    Instance,
+    TemplateLM,
+    get_rolling_token_windows,
+    make_disjoint_window,
+    normalize_gen_kwargs,
+)
 from titan_motif.model import Motif2Model
-
-__all__ = ["VERSION", "HarnessModel", "TaskManager", "evaluate_by_harness"]
-
-VERSION = importlib.metadata.version("lm_eval")
-lm_eval.api.task.tqdm = functools.partial(tqdm, disable=None)  # no bars in the log of a run
 
 MAX_NEW_TOKENS = 256
 """Of a request that names none; the harness's own default."""

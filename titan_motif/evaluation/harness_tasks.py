@@ -1,19 +1,17 @@
 """Tasks by their names: the harness's own and the user's, each with its data loaded, and ours."""
 
-import functools
-import logging
 import random
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from titan_motif.evaluation.harness_model import HarnessModel, TaskManager, evaluate_by_harness
+from titan_motif.evaluation.harness_model import HarnessModel
 from titan_motif.evaluation.local_tasks import arithmetic, needle, perplexity, sums
 from titan_motif.evaluation.local_tasks.setting import Setting, Task
-from titan_motif.evaluation.presets import Wanted, check_code_is_allowed, check_known
+from titan_motif.harness.package import TaskManager, evaluate_by_harness
+from titan_motif.harness.presets import Wanted, check_code_is_allowed, check_known
 
 _LOCAL = {
     "sums": lambda setting: [sums.task(setting)],
@@ -21,29 +19,6 @@ _LOCAL = {
     "perplexity": perplexity.tasks,
     "needle": needle.tasks,
 }
-
-
-def manager_of(
-    wanted: Sequence[Wanted], include_paths: Sequence[Path] = (), is_verbose: bool = False
-) -> TaskManager:
-    """Return what knows the harness's tasks, and those in the user's folders.
-
-    The harness's 13,000 files take ten seconds to read: they are not where only ours are wanted,
-    and once in a process.
-
-    Raises: ValueError if a folder is not there
-    """
-    logging.getLogger("lm_eval").setLevel(logging.INFO if is_verbose else logging.ERROR)
-    for path in include_paths:
-        if not path.is_dir():
-            raise ValueError(f"--include-path is {path}; a folder with tasks is needed")
-    needs_harness = not all(task.is_local for task in wanted)
-    return _manager(tuple(map(str, include_paths)), needs_harness)
-
-
-@functools.cache
-def _manager(include_paths: tuple[str, ...], include_defaults: bool) -> TaskManager:
-    return TaskManager(include_path=list(include_paths) or None, include_defaults=include_defaults)
 
 
 def load_harness_tasks(manager: TaskManager, wanted: Sequence[Wanted]) -> list[Any]:

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from titan_motif.evaluation.presets import LOCAL_TASKS, PREFIX, PRESETS
+from titan_motif.harness.presets import LOCAL_TASKS, PREFIX, PRESETS
 
 
 def figures_of(found: Mapping[str, Any]) -> dict[str, Any]:

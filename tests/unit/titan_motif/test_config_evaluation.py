@@ -58,7 +58,7 @@ def test_what_cannot_be_evaluated_is_answered_with_one_line(case: str, tmp_path:
 
 def test_without_the_harness_one_line_tells_the_extra(tmp_path: Path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    monkeypatch.delitem(sys.modules, "titan_motif.evaluation.harness_model", raising=False)
+    monkeypatch.delitem(sys.modules, "titan_motif.harness.package", raising=False)
     line = refusal(f'{ON}tasks = ["sums"]', tmp_path, capsys)
     assert line.startswith("evaluation.enable is true; lm-evaluation-harness is not installed")
     assert line.endswith("pip install -e '.[eval]' brings it")
@@ -68,7 +68,7 @@ def test_a_file_is_checked_for_another_machine_without_the_harness(tmp_path: Pat
     from titan_motif.config_loading import load_config
 
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    monkeypatch.delitem(sys.modules, "titan_motif.evaluation.harness_model", raising=False)
+    monkeypatch.delitem(sys.modules, "titan_motif.harness.package", raising=False)
     file = tmp_path / "job.toml"
     file.write_text(f'{ON}tasks = ["mmlu"]')
     config = load_config(["--job.config_file", str(file)], None, runs_here=False)

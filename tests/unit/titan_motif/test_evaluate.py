@@ -29,10 +29,10 @@ from titan_motif.corpus import sums as corpus_sums
 from titan_motif.evaluation import evaluate as evaluate_command
 from titan_motif.evaluation.loading import load_model
 from titan_motif.evaluation.local_tasks import needle, sums
-from titan_motif.evaluation.presets import LOCAL_TASKS, PRESETS, Wanted, wanted_tasks
 from titan_motif.evaluation.ranks import Ranks
 from titan_motif.evaluation.results import figures_of, write_tensorboard
 from titan_motif.evaluation.scoring import score
+from titan_motif.harness.presets import LOCAL_TASKS, PRESETS, Wanted, wanted_tasks
 from titan_motif.model import Motif2Model
 
 ARGS = dataclasses.replace(GROUPED, max_seq_len=256)
@@ -92,8 +92,7 @@ def test_refusals_come_before_anything_is_read(name: str, monkeypatch, capsys):
 
 def test_without_the_harness_one_line_tells_the_extra(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    monkeypatch.delitem(sys.modules, "titan_motif.evaluation.harness_model", raising=False)
-    monkeypatch.delitem(sys.modules, "titan_motif.evaluation.harness_tasks", raising=False)
+    monkeypatch.delitem(sys.modules, "titan_motif.harness.package", raising=False)
     assert cli.main(["evaluate", "model", "--tasks", "sums"]) == 1
     printed = capsys.readouterr().err
     assert printed.startswith("error: lm-evaluation-harness is not installed")
@@ -177,19 +176,19 @@ def few_tasks(monkeypatch) -> Iterator[None]:
     """Have the harness know four folders of its tasks: reading all of them takes ten seconds."""
     import lm_eval.tasks
 
-    from titan_motif.evaluation import harness_tasks
+    from titan_motif.harness import manager
 
-    root, make = Path(lm_eval.tasks.__file__).parent, harness_tasks.TaskManager
+    root, make = Path(lm_eval.tasks.__file__).parent, manager.TaskManager
     some = [str(root / name) for name in ("gsm8k", "hellaswag", "humaneval", "mbpp")]
 
     def made(include_path: list[str] | None, include_defaults: bool):
         theirs = some if include_defaults else []
         return make(include_path=[*theirs, *(include_path or ())], include_defaults=False)
 
-    monkeypatch.setattr(harness_tasks, "TaskManager", made)
-    harness_tasks._manager.cache_clear()
+    monkeypatch.setattr(manager, "TaskManager", made)
+    manager._manager.cache_clear()
     yield
-    harness_tasks._manager.cache_clear()
+    manager._manager.cache_clear()
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@
 def require_harness() -> None:
     """Raise ValueError, one line, unless it is installed, whole and new enough."""
     try:
-        import titan_motif.evaluation.harness_model  # noqa: F401
+        import titan_motif.harness.package  # noqa: F401
     except ImportError as error:
         if not (error.name or "").startswith(("titan_motif", "torch")):
             raise ValueError(
