@@ -177,6 +177,7 @@ class Float8Converter:
         assert self.settings.recipe_name in get_args(Recipe)
 
     def convert(self, model: nn.Module) -> None:
+        """Replace the model's linear layers by those in FP8, and log how many."""
         settings = self.settings
         chosen = convert_to_float8(
             model,
@@ -190,5 +191,6 @@ class Float8Converter:
         logger.info(f"{len(chosen)} linear layers in {how}: {settings.recipe_name}{gathered}")
 
     def post_optimizer_hook(self, model: nn.Module | list[nn.Module]) -> None:
+        """Compute the scales of the updated weights, where FSDP gathers them in FP8."""
         for part in model if isinstance(model, list) else [model]:
             precompute_scales(part, self.settings)

@@ -161,8 +161,10 @@ class TokenScheduler(Stateful):
         self.begin_step(self.step_tokens)
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the tokens seen: all else is the job's."""
         return {"tokens_seen": self.tokens_seen}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from the tokens that a checkpoint has seen, on this job's schedule."""
         self.tokens_seen = state_dict["tokens_seen"]
         self.begin_step(self.step_tokens)

@@ -46,6 +46,7 @@ class TensorShape(NamedTuple):
 
     @property
     def num_bytes(self) -> int:
+        """Of its values, without a file's header."""
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 

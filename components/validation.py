@@ -124,6 +124,7 @@ class SplitValidator(BaseValidator):
         self.last_losses: dict[str, float] = {}
 
     def should_validate(self, step: int) -> bool:
+        """Return whether one is due: every `validation.freq` steps, and at the last."""
         return step % self.job_config.validation.freq == 0 or step == self.job_config.training.steps
 
     def validate(self, model_parts: list[nn.Module], step: int) -> None:

@@ -40,11 +40,13 @@ class Shape(NamedTuple):
 
     @classmethod
     def of(cls, q: Tensor, k: Tensor, ratio: int) -> "Shape":
+        """Return the sizes of queries and keys (batch, seq, heads, head_dim)."""
         batch, seq, num_heads, head_dim = q.shape
         return cls(batch, seq, num_heads, k.shape[2] // 2, head_dim, ratio)
 
     @property
     def num_groups(self) -> int:
+        """Of `ratio` signal heads and one noise head."""
         return self.num_heads // (self.ratio + 1)
 
     @property
@@ -53,6 +55,7 @@ class Shape(NamedTuple):
 
     @property
     def groups_per_pair(self) -> int:
+        """Groups of query heads that share a pair of key heads."""
         return self.num_groups // self.num_pairs
 
     @property

@@ -100,6 +100,7 @@ class Parts:
 
     @property
     def total(self) -> int:
+        """Bytes of all parts."""
         return sum(vars(self).values())
 
 

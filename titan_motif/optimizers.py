@@ -59,6 +59,7 @@ class AdamContainer(OptimizersContainer):
         )
 
     def step(self, *args: Any, **kwargs: Any) -> None:
+        """Update the parameters, unless the gate refuses the step on some rank."""
         refused, _ = self.gate.decide(self.numbers())
         if not refused.item():
             for optimizer in self.optimizers:  # super().step may have the hooks of this one
@@ -84,6 +85,7 @@ class MuonContainer(OptimizersContainer):
         return {k: v for k, v in super().state_dict().items() if not k.startswith(_SETTINGS)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the state alone; the settings stay the job's."""
         own = super().state_dict().items()
         super().load_state_dict(state_dict | {k: v for k, v in own if k.startswith(_SETTINGS)})
 

@@ -102,6 +102,7 @@ class MotifTrainer(torchtitan.train.Trainer):
             self.metrics_processor.start_record = {name: environment[name] for name in told}
 
     def batch_generator(self, data_iterable):
+        """Take up the step that was loaded, if any, and return the batches from there."""
         # The first thing that happens after the checkpoint, if any, was loaded.
         self.first_step = self.step + 1
         self.done = self.step, self.dataloader.next_step
@@ -138,6 +139,7 @@ class MotifTrainer(torchtitan.train.Trainer):
         self.control.edge()
 
     def train_step(self, data_iterator) -> None:
+        """Take the next step, if the run is not to end before it."""
         self._edge()
         self._evaluate(self.step - 1)
         self._feed_back_average()
@@ -157,6 +159,7 @@ class MotifTrainer(torchtitan.train.Trainer):
         self.control.enter(f"after step {self.step}: what is due", is_slow=True)
 
     def forward_backward_step(self, *, input_dict, labels, global_valid_tokens) -> Tensor:
+        """Add a micro-batch's gradients; return its share of the step's cross entropy."""
         if self.num_micro_batches and not self.has_fed_back:
             self._edge()
         self.num_micro_batches += 1
@@ -281,6 +284,7 @@ class MotifTrainer(torchtitan.train.Trainer):
         self.ntokens_seen = whole + (self.dataloader.share.rank < rest)
 
     def train(self) -> None:
+        """Train to the last step and summarise, or save and leave where a stop is asked for."""
         try:
             super().train()
             self.gate.check_at_rest(self.optimizers.numbers(), "what follows the last step")

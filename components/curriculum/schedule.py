@@ -52,6 +52,7 @@ class Step(NamedTuple):
 
     @property
     def tokens(self) -> int:
+        """That all ranks read together."""
         return self.num_sequences * self.seq_len
 
 
@@ -77,10 +78,12 @@ class RunPlan:
 
     @property
     def num_steps(self) -> int:
+        """Of all phases."""
         return self.phase_steps[-1]
 
     @property
     def total_tokens(self) -> int:
+        """Of all steps."""
         return int(self.tokens[-1])
 
     @property

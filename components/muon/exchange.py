@@ -36,6 +36,7 @@ class Packing:
 
     @classmethod
     def of(cls, transfers: Transfers, ranks: Sequence[int], rank: int) -> "Packing":
+        """Return what one of the group's ranks sends and receives of a chunk's transfers."""
         sent = [transfers.get((rank, other), []) for other in ranks]
         received = [transfers.get((other, rank), []) for other in ranks]
         return cls(
@@ -58,6 +59,7 @@ class Buffers:
 
     @property
     def nbytes(self) -> int:
+        """Of both buffers."""
         return self.sent.nbytes + self.received.nbytes
 
     def start(self, packing: Packing, group: Group) -> dist.Work | None:

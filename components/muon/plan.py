@@ -23,6 +23,7 @@ class Region(NamedTuple):
 
     @property
     def size(self) -> int:
+        """Elements of it."""
         rows, columns = self.shape
         return rows * columns
 

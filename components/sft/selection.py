@@ -69,6 +69,7 @@ class Selection:
         return len(self._lines)
 
     def place(self, number: int) -> Place:
+        """Return the file and the line of a row, by its number."""
         return Place(self._files[self._file_of[number]], self._lines[number])
 
     def counts(self) -> Counter[str]:

@@ -72,6 +72,7 @@ class Heads(NamedTuple):
 
     @property
     def num_queries(self) -> int:
+        """All query heads: of each group its signal heads and its noise head."""
         return self.groups * (self.ratio + 1)
 
     def flops(self, width: int, num_pairs: int) -> tuple[int, int]:
@@ -101,6 +102,7 @@ class Case(NamedTuple):
 
     @classmethod
     def dense(cls, batch: int, seq: int) -> "Case":
+        """Return sequences that are one document each."""
         return cls(batch, seq, (seq,) * batch, is_packed=False)
 
     @classmethod
@@ -117,13 +119,16 @@ class Case(NamedTuple):
 
     @property
     def num_pairs(self) -> int:
+        """Pairs of a query and a key of its document that does not lie after it."""
         return sum(length * (length + 1) // 2 for length in self.lengths)
 
     @property
     def mean_document_length(self) -> float | None:
+        """In tokens; None where sequences are one document each."""
         return self.batch * self.seq / len(self.lengths) if self.is_packed else None
 
     def documents(self, device: str) -> kernels.Documents:
+        """Return the documents as the kernels take them."""
         lengths = torch.tensor(self.lengths, device=device)
         ids = torch.arange(len(lengths), device=device).repeat_interleave(lengths)
         return kernels.documents_of(ids.view(self.batch, self.seq))

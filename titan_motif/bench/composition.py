@@ -55,6 +55,7 @@ class Composition:
 
     @property
     def tokens_per_second(self) -> float:
+        """Of one GPU."""
         return 1000 * self.tokens / self.step_ms
 
     def __str__(self) -> str:

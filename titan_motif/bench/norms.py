@@ -47,6 +47,7 @@ class Subject:
     """Activations read and written, at the fewest."""
 
     def contenders(self) -> dict[str, Operator]:
+        """Return what is timed, by name; other libraries' where they are installed."""
         found = {"eager": self.plain, "torch.compile": torch.compile(self.plain, dynamic=False)}
         if self.name in (theirs := liger.operators(EPS)):
             found["Liger-Kernel"] = theirs[self.name]

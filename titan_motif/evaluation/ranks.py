@@ -66,5 +66,6 @@ class Ranks:
         return found
 
     def barrier(self) -> None:
+        """Wait for all ranks."""
         if self.size > 1:
             dist.barrier(group=self._group)

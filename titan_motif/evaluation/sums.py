@@ -40,6 +40,7 @@ class Accuracy(NamedTuple):
 
     @property
     def standard_error(self) -> float:
+        """Of the share, as of independent questions."""
         return (self.share * (1 - self.share) / self.num_asked) ** 0.5
 
     def __str__(self) -> str:

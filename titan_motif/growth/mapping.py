@@ -33,6 +33,7 @@ class Axis:
 
     @property
     def is_unchanged(self) -> bool:
+        """Whether nothing is copied or moved."""
         return self.index == tuple(range(len(self.index)))
 
     @property

@@ -32,6 +32,7 @@ class Differences(NamedTuple):
 
     @property
     def largest(self) -> float:
+        """Of hidden states and logits."""
         return max(*self.hidden, self.logits)
 
 
@@ -48,6 +49,7 @@ class LayerByLayer:
         self.args = _plain(files.args)
 
     def embed(self, tokens: Tensor) -> Tensor:  # (batch, seq) -> (batch, seq, dim)
+        """Return the residual stream before the first layer."""
         rows = F.embedding(tokens, self.files.read("tok_embeddings.weight"))
         return rows.to(self.dtype)
 

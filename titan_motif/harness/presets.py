@@ -94,6 +94,7 @@ class Wanted(NamedTuple):
 
     @property
     def is_local(self) -> bool:
+        """Whether it is a task of ours, which needs no download."""
         return self.preset is None and self.name in LOCAL_TASKS
 
 

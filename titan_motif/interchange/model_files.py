@@ -40,6 +40,7 @@ class ModelFiles(NamedTuple):
 
     @property
     def num_bytes(self) -> int:
+        """Of the weights, as they lie on the disk."""
         return sum(shape.num_bytes for shape in self.tensors.values())
 
     @property

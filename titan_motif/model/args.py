@@ -66,6 +66,7 @@ class Motif2ModelArgs(BaseModelArgs):
 
     @property
     def num_signal_heads(self) -> int:
+        """All query heads but the noise heads."""
         return self.num_groups * self.grouped_ratio if self.grouped_ratio else self.n_heads
 
     @property

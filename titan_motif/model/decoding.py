@@ -38,6 +38,7 @@ class KeyValueCache:
 
     @property
     def num_bytes(self) -> int:
+        """Of keys and values of all layers."""
         return self.keys.nbytes + self.values.nbytes
 
     def write(self, layer: int, k: Tensor, v: Tensor, positions: Tensor) -> None:

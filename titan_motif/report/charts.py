@@ -42,6 +42,7 @@ class Charts:
         return [section for section in [*drawn, self.rest()] if section.charts or section.missing]
 
     def losses(self) -> Section:
+        """Draw training and validation loss, whole and by group, and the z-loss."""
         section = Section("Losses")
         curves = [
             self._take("loss", "training", color="ink"),
@@ -66,6 +67,7 @@ class Charts:
         return section
 
     def data(self) -> Section:
+        """Draw what was read: the mixture, epochs, lengths, batches and filling."""
         section = Section("Data")
         planned, read = (self._take_groups(p) for p in ("mixture_planned/", "mixture/"))
         planned = [
@@ -89,6 +91,7 @@ class Charts:
         return section
 
     def optimizer(self) -> Section:
+        """Draw the learning rate, the gradient norm, skipped steps and Muon's figures."""
         section = Section("Optimizer")
         for key, title, unit, looks in (
             ("lr", "Learning rate", "", {"bottom": 0.0}),
@@ -106,6 +109,7 @@ class Charts:
         return section
 
     def attention(self) -> Section:
+        """Draw the largest logits, what QK-clip did, and each layer's lambda and noise."""
         section = Section("Attention")
         curves = [self._take("attention/max_logit", "largest logit")]
         threshold = self.run.setting("optimizer.qk_clip_threshold")
@@ -135,6 +139,7 @@ class Charts:
         return section
 
     def speed(self) -> Section:
+        """Draw throughput, the time of a step, waiting for data, and memory."""
         section = Section("Speed and memory")
         for key, title, unit, is_expected in (
             ("tokens_per_second", "Throughput", "tokens/s, all ranks", True),
@@ -148,6 +153,7 @@ class Charts:
         return section
 
     def rest(self) -> Section:
+        """Draw what no other section has asked for, a chart for each family of names."""
         section = Section("Other figures")
         prefixes = dict.fromkeys(key.rpartition("/")[0] for key in self.undrawn)
         for prefix in prefixes:
