@@ -1,7 +1,7 @@
 """Tasks on a model in memory: loaded once, run on as many models as wanted.
 
 What `titan-motif evaluate` does with a saved model. It needs lm-evaluation-harness
-(titan_motif.evaluation.harness tells whether it is there).
+(titan_motif.harness.installed tells whether it is there).
 """
 
 import sys
