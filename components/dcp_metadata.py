@@ -23,6 +23,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
+from titan_motif.components.dcp_parts import check_disjoint
 from titan_motif.components.foreign_files import MAX_RECORD_BYTES, check_file, inside
 
 METADATA = ".metadata"
@@ -190,6 +191,15 @@ _INSTRUCTIONS: dict[str, Callable[[_Reader, Any], None]] = {
 }
 
 
+class _Parts(NamedTuple):
+    """The parts of a tensor, no two of which share an element."""
+
+    chunks: list[ChunkStorageMetadata]
+    ends: tuple[int, ...] | None
+    """The largest by dimension; None of no parts."""
+    num_elements: int
+
+
 class _Maker:
     """Makes DCP's objects of records, each once: a pickle may name one a million times."""
 
@@ -197,6 +207,8 @@ class _Maker:
         self.folder = folder
         files = (path for path in folder.iterdir() if path.is_file())
         self.sizes = {path.name: path.stat().st_size for path in files}
+        self.num_bytes = sum(self.sizes.values())
+        self.inside: set[str] = set()
         self.made: dict[tuple[str, int], Any] = {}
 
     def metadata(self, record: Any) -> Metadata:
@@ -223,22 +235,35 @@ class _Maker:
         if not isinstance(dtype, torch.dtype):
             raise ValueError("a tensor's properties have no dtype")
         size = _size(values["size"])
-        num_bytes, there = math.prod(size) * dtype.itemsize, sum(self.sizes.values())
-        if num_bytes > there:
-            raise ValueError(f"a tensor of {num_bytes:,} bytes in files of {there:,}")
-        chunks = self.once(values["chunks"], self.chunks)
-        if not all(_is_within(chunk, size) for chunk in chunks):
+        num_elements = math.prod(size)
+        num_bytes = num_elements * dtype.itemsize
+        if num_bytes > self.num_bytes:
+            raise ValueError(f"a tensor of {num_bytes:,} bytes in files of {self.num_bytes:,}")
+        parts = self.once(values["chunks"], self.parts)
+        if parts.ends is not None and not _is_within(parts.ends, size):
             raise ValueError(f"a part lies outside of its tensor {tuple(size)}")
-        if sum(chunk.sizes.numel() for chunk in chunks) != size.numel():
+        if parts.num_elements != num_elements:
             raise ValueError(f"the parts of a tensor {tuple(size)} are not as large as it is")
-        return TensorStorageMetadata(TensorProperties(dtype=dtype), size, chunks)
+        return TensorStorageMetadata(TensorProperties(dtype=dtype), size, parts.chunks)
 
-    def chunks(self, records: Any) -> list[ChunkStorageMetadata]:
-        return [self.once(record, self.chunk) for record in records]
+    def parts(self, records: Any) -> _Parts:
+        chunks = [self.once(record, self.chunk) for record in records]
+        if len({len(chunk.sizes) for chunk in chunks}) > 1:
+            raise ValueError("the parts of a tensor differ in their number of dimensions")
+        check_disjoint(chunks)
+        ends = [
+            tuple(b + n for b, n in zip(chunk.offsets, chunk.sizes, strict=True))
+            for chunk in chunks
+        ]
+        largest = tuple(map(max, zip(*ends, strict=True))) if ends else None
+        return _Parts(chunks, largest, sum(math.prod(chunk.sizes) for chunk in chunks))
 
     def chunk(self, record: Any) -> ChunkStorageMetadata:
         values = _state(record, "ChunkStorageMetadata")
-        return ChunkStorageMetadata(_size(values["offsets"]), _size(values["sizes"]))
+        offsets, sizes = _size(values["offsets"]), _size(values["sizes"])
+        if len(offsets) != len(sizes):
+            raise ValueError("a part begins in other dimensions than it has")
+        return ChunkStorageMetadata(offsets, sizes)
 
     def index(self, record: Any) -> MetadataIndex:
         values = _state(record, "MetadataIndex")
@@ -254,7 +279,9 @@ class _Maker:
         name, begin, length = _text(values["relative_path"]), values["offset"], values["length"]
         if values.get("transform_descriptors"):
             raise ValueError(f"{name!r} is compressed, which is not read")
-        inside(self.folder, name)
+        if name not in self.inside:  # once: a file holds thousands of parts
+            inside(self.folder, name)
+            self.inside.add(name)
         if name not in self.sizes:
             raise ValueError(f"it names {name!r}, which is not there")
         size = self.sizes[name]
@@ -265,11 +292,8 @@ class _Maker:
         return _StorageInfo(name, begin, length)
 
 
-def _is_within(chunk: ChunkStorageMetadata, size: torch.Size) -> bool:
-    """Return whether a part lies within a tensor; of no dimensions both are whole."""
-    if not len(chunk.offsets) == len(chunk.sizes) == len(size):
-        return False
-    return all(b + n <= s for b, n, s in zip(chunk.offsets, chunk.sizes, size, strict=True))
+def _is_within(ends: tuple[int, ...], size: torch.Size) -> bool:
+    return len(ends) == len(size) and all(end <= n for end, n in zip(ends, size, strict=True))
 
 
 def _name(record: Any) -> str | None:

@@ -64,6 +64,10 @@ class SafetensorsFolder:
         held: dict[str, str] = {}
         for name in dict.fromkeys(self._files.values()):
             for tensor, shape in self._read_header(name).items():
+                if tensor in held:
+                    raise ValueError(
+                        f"{self.folder}: {tensor} is in {held[tensor]} and in {name} too"
+                    )
                 self.tensors[tensor] = shape
                 held[tensor] = name
         for tensor, name in self._files.items():

@@ -14,7 +14,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 
 from titan_motif.components.dcp_files import DcpFolder
 from titan_motif.components.dcp_metadata import METADATA
@@ -118,6 +118,12 @@ def _huge(place: Place, metadata: Metadata) -> None:
     entry.chunks[0].sizes = torch.Size([1 << 40])
 
 
+def _with_a_hole(place: Place, metadata: Metadata) -> None:
+    """Name one half of a tensor twice: as many elements, and half of its memory is never filled."""
+    entry = metadata.state_dict_metadata["weight"]
+    entry.chunks = [ChunkStorageMetadata(torch.Size([0]), torch.Size([2]))] * 2
+
+
 def _payload_in_plan(place: Place, metadata: Metadata) -> None:
     metadata.planner_data = {"weight": json.loads}  # a function where names are
     metadata.storage_meta = None
@@ -217,9 +223,7 @@ def _unsealed_link(place: Place) -> None:
 
 _CHECKPOINTS: dict[str, Callable[[Place], Any]] = {
     "metadata that run a command": lambda p: _with_metadata(p, p.pickled()),
-    "metadata that call eval": lambda p: _with_metadata(
-        p, f"cbuiltins\neval\n(V__import__('os').system({p.command!r})\ntR.".encode()
-    ),
+    "metadata whose parts leave a hole": partial(_changed, change=_with_a_hole),
     "metadata that name a function": partial(_changed, change=_payload_in_plan),
     "metadata that are a link out": _linked_metadata,
     "metadata with a memo of 2^31": lambda p: _with_metadata(p, b"\x80\x02Nr\xff\xff\xff\x7f."),

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 
 from titan_motif.components.dcp_metadata import METADATA, read_metadata
 from titan_motif.components.dcp_reader import CheckedPlanner, CheckedReader
@@ -98,7 +98,10 @@ def test_an_object_that_would_run_is_refused(folder: Path, tmp_path: Path):
 
 @pytest.mark.parametrize(
     "damage",
-    ["outside", "missing", "long", "negative", "huge", "shape", "larger", "beyond", "roles"],
+    [
+        *("outside", "missing", "long", "negative", "huge", "shape", "larger", "beyond", "roles"),
+        *("hole", "dimensions", "no dimensions"),
+    ],
 )
 def test_metadata_that_do_not_fit_the_files_are_refused(folder: Path, damage: str):
     metadata = theirs(folder)
@@ -112,6 +115,13 @@ def test_metadata_that_do_not_fit_the_files_are_refused(folder: Path, damage: st
         entry.size = torch.Size([entry.size[0] + 1, *entry.size[1:]])
     elif damage == "beyond":
         entry.chunks[0].offsets = torch.Size([1] * len(entry.size))
+    elif damage == "hole":  # a half twice
+        entry.chunks = [ChunkStorageMetadata(torch.Size([0, 0]), torch.Size([1, 3]))] * 2
+    elif damage == "dimensions":
+        other = ChunkStorageMetadata(torch.Size([0]), torch.Size([0]))
+        entry.chunks = [*entry.chunks, other]
+    elif damage == "no dimensions":
+        entry.chunks[0].offsets = torch.Size([])
     elif damage == "roles":  # an index where a place belongs
         index = next(iter(metadata.storage_data))
         metadata.storage_data[index] = index
@@ -120,6 +130,19 @@ def test_metadata_that_do_not_fit_the_files_are_refused(folder: Path, damage: st
     (folder / METADATA).write_bytes(pickle.dumps(metadata))
     with pytest.raises(ValueError, match=r"\.metadata: cannot be read as a checkpoint's metadata"):
         read_metadata(folder)
+
+
+def test_a_tensor_in_which_a_part_is_missing_is_not_begun_from(folder: Path):
+    metadata = theirs(folder)
+    half = ChunkStorageMetadata(torch.Size([0, 0]), torch.Size([1, 3]))
+    metadata.state_dict_metadata["weight"].chunks = [half, half]
+    (folder / METADATA).write_bytes(pickle.dumps(metadata))
+    found = {"weight": torch.full((2, 3), 5.0)}
+    with pytest.raises(BaseException, match="two parts of a tensor lie over one another"):
+        dcp.load(
+            found, storage_reader=CheckedReader(folder), planner=CheckedPlanner(), no_dist=True
+        )
+    assert found["weight"].eq(5).all()
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80\x04", b"\x80\x04.", b"K\x01K\x02.", b"2" * 40])

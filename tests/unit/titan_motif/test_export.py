@@ -205,6 +205,14 @@ def write_index(folder: Path, file: str) -> None:
     (folder / INDEX).write_text(json.dumps({"weight_map": weights}))
 
 
+def hold_twice(folder: Path) -> None:
+    """Lay a part of a tensor into a second file, and name the first for it."""
+    tensors = {"more": torch.ones(2), "model.norm.weight": torch.ones(1)}
+    save_file(tensors, folder / "model-1.safetensors")
+    weights = {"more": "model-1.safetensors"} | dict.fromkeys(load_file(folder / FILE), FILE)
+    (folder / INDEX).write_text(json.dumps({"weight_map": weights}))
+
+
 def truncate(folder: Path, size: int) -> None:
     (folder / FILE).write_bytes((folder / FILE).read_bytes()[:size])
 
@@ -283,6 +291,10 @@ BROKEN = {
             json.dumps({"weight_map": dict.fromkeys([*load_file(f / FILE), "more"], FILE)})
         ),
         f"{INDEX}: more is not in {FILE}",
+    ),
+    "a tensor in two files": (
+        hold_twice,
+        f"model.norm.weight is in model-1.safetensors and in {FILE} too",
     ),
     "no network": (
         lambda f: (f / "config.json").unlink(),
