@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 import torchtitan.components.quantization  # noqa: F401  (registers what is replaced below)
+from tokenizers import Tokenizer
 from torchtitan.components.loss import build_cross_entropy_loss
 from torchtitan.components.optimizer import OptimizersContainer
-from torchtitan.components.tokenizer import HuggingFaceTokenizer, build_hf_tokenizer
+from torchtitan.components.tokenizer import HuggingFaceTokenizer
 from torchtitan.config import JobConfig
 from torchtitan.protocols import model_converter
 from torchtitan.protocols.train_spec import TrainSpec, register_train_spec
@@ -55,6 +56,16 @@ class _FreshFlavors(Mapping[str, Motif2ModelArgs]):
         return len(FLAVORS)
 
 
+class WholeTextTokenizer(HuggingFaceTokenizer):
+    """torchtitan's tokenizer, which neither fills nor cuts texts; it encodes one as it is built."""
+
+    def _load_tokenizer_from_path(self, tokenizer_path: str) -> Tokenizer:
+        tokenizer = super()._load_tokenizer_from_path(tokenizer_path)
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        return tokenizer
+
+
 def build_tokenizer(job_config: JobConfig) -> HuggingFaceTokenizer:
     """Build the tokenizer; as the trainer's first seam it also settles what is 'auto'.
 
@@ -62,7 +73,7 @@ def build_tokenizer(job_config: JobConfig) -> HuggingFaceTokenizer:
     """
     resolve(job_config, torch.distributed.get_world_size())
     check_tokenizer_folder(job_config.model.hf_assets_path)
-    return build_hf_tokenizer(job_config)
+    return WholeTextTokenizer(job_config.model.hf_assets_path)
 
 
 def build_dataloader(

@@ -22,6 +22,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from titan_motif.components.foreign_files import MAX_RECORD_BYTES, read_json
+from titan_motif.components.preparation.foreign_tokenizer import telling
 from titan_motif.components.preparation.readers import read_unit
 from titan_motif.components.preparation.tokenizer import DocumentTokenizer, load_tokenizer
 from titan_motif.components.preparation.units import BadLine, Document, Unit
@@ -115,7 +116,8 @@ def tokenize_in_parallel(
 def tokenize_unit(index: int, unit: Unit, job: Job) -> UnitResult:
     """Write a unit's files; none that stay if its bad lines alone are over the limit.
 
-    Raises: ValueError if a file is broken, or if the tokenizer gives an id that it does not have
+    Raises: ValueError if a file is broken, or if the tokenizer fails on a text or gives an id that
+            it does not have
     """
     tokenizer = _tokenizer(job.tokenizer, job.tokenizer_sha256)
     final = [_path(job.work, index, suffix) for suffix in ("tokens", "npy", "json")]
@@ -183,9 +185,10 @@ class _UnitWriter:
 
     def write(self, documents: list[Document]) -> None:
         tokenizer = self.tokenizer
-        encodings = tokenizer.tokenizer.encode_batch_fast(
-            [document.text for document in documents], add_special_tokens=False
-        )
+        with telling(tokenizer.file):
+            encodings = tokenizer.tokenizer.encode_batch_fast(
+                [document.text for document in documents], add_special_tokens=False
+            )
         records = []
         for document, encoding in zip(documents, encodings, strict=True):
             # As 32 bits first: an id that does not fit must be told, not cut.

@@ -10,7 +10,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from titan_motif.components.preparation.foreign_tokenizer import (
     SETTINGS,
+    TOKENIZER,
     read_checked,
+    telling,
     tokenizer_settings,
 )
 
@@ -128,21 +130,19 @@ class DocumentTokenizer(NamedTuple):
     vocab_size: int
     end_of_text: str
     end_id: int
+    file: Path
 
     @property
     def dtype(self) -> np.dtype:
         return np.dtype(np.uint16 if self.vocab_size <= 2**16 else np.uint32)
 
+    def encode(self, text: str) -> list[int]:
+        """Return a text's tokens, and nothing around them.
 
-def read_tokenizer(folder: str | Path) -> Tokenizer:
-    """Return what a folder's tokenizer.json holds, without its limits on length and its padding.
-
-    Raises: ValueError if it is missing or damaged, or what `read_checked` refuses
-    """
-    tokenizer = read_checked(folder)
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
+        Raises: ValueError, one line, if the tokenizer fails on it
+        """
+        with telling(self.file):
+            return self.tokenizer.encode(text, add_special_tokens=False).ids
 
 
 def load_tokenizer(folder: str | Path) -> DocumentTokenizer:
@@ -153,7 +153,7 @@ def load_tokenizer(folder: str | Path) -> DocumentTokenizer:
     Raises: ValueError if the tokenizer is missing or damaged, has no end-of-text token, or has an
             id that is not below its number of entries
     """
-    path, tokenizer = Path(folder) / "tokenizer.json", read_tokenizer(folder)
+    path, tokenizer = Path(folder) / TOKENIZER, read_checked(folder)
     tokenizer.encode_special_tokens = True
     vocabulary = tokenizer.get_vocab()
     token, largest = max(vocabulary.items(), key=lambda entry: entry[1], default=("", -1))
@@ -168,7 +168,7 @@ def load_tokenizer(folder: str | Path) -> DocumentTokenizer:
             f"{path}: no end-of-text token: {end!r} is not in the vocabulary; name one of "
             'its tokens as "eos_token" in tokenizer_config.json'
         )
-    return DocumentTokenizer(tokenizer, len(vocabulary), end, vocabulary[end])
+    return DocumentTokenizer(tokenizer, len(vocabulary), end, vocabulary[end], path)
 
 
 def end_of_text(folder: str | Path) -> str:

@@ -21,12 +21,14 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from titan_motif.components.foreign_files import inside, read_text
-from titan_motif.components.preparation.foreign_tokenizer import SETTINGS, tokenizer_settings
-from titan_motif.components.preparation.tokenizer import (
-    CHAT_TEMPLATE,
-    SPECIAL_TOKENS,
-    read_tokenizer,
+from titan_motif.components.preparation.foreign_tokenizer import (
+    SETTINGS,
+    TOKENIZER,
+    read_checked,
+    telling,
+    tokenizer_settings,
 )
+from titan_motif.components.preparation.tokenizer import CHAT_TEMPLATE, SPECIAL_TOKENS
 from titan_motif.components.sft.conversations import MARKS, Conversation, mark_in
 from titan_motif.components.sft.template_client import RenderProblem, TemplateClient
 
@@ -55,14 +57,16 @@ class ChatTemplate:
 
     Args:
         tokenizer: its own special tokens are read as such
+        file:      where the tokenizer was read, for what is told of it
         names:     special tokens by their names, as tokenizer_config.json has them
     Raises: ValueError if the text is no template
     """
 
     def __init__(
-        self, text: str, tokenizer: Tokenizer, names: dict[str, Any], origin: str = "template"
+        self, text: str, tokenizer: Tokenizer, file: Path, names: dict[str, Any], origin: str
     ) -> None:
-        self.text, self.tokenizer, self.names, self.origin = text, tokenizer, names, origin
+        self.text, self.tokenizer, self.file = text, tokenizer, file
+        self.names, self.origin = names, origin
         try:
             self._template = TemplateClient(text, MARKS)
         except RenderProblem as problem:
@@ -102,8 +106,16 @@ class ChatTemplate:
             raise sample
         return sample
 
+    def text_tokens(self, text: str) -> list[int]:
+        """Return the tokens of what was rendered; ValueError if the tokenizer fails on it."""
+        with telling(self.file):
+            return self.tokenizer.encode(text, add_special_tokens=False).ids
+
     def encode_all(self, conversations: Sequence[Conversation]) -> list[Sample | TemplateProblem]:
-        """Return each conversation as tokens, or what is wrong with it."""
+        """Return each conversation as tokens, or what is wrong with it.
+
+        Raises: ValueError, one line, if the tokenizer fails on a text
+        """
         rendered: list[tuple[str, list[Span]] | TemplateProblem] = []
         for conversation in conversations:
             try:
@@ -111,7 +123,8 @@ class ChatTemplate:
             except TemplateProblem as problem:
                 rendered.append(problem)
         texts = [one[0] for one in rendered if not isinstance(one, TemplateProblem)]
-        encodings = iter(self.tokenizer.encode_batch(texts, add_special_tokens=False))
+        with telling(self.file):
+            encodings = iter(self.tokenizer.encode_batch(texts, add_special_tokens=False))
         return [
             one if isinstance(one, TemplateProblem) else _sample(next(encodings), one[1])
             for one in rendered
@@ -162,7 +175,7 @@ def load_template(folder: str | Path, file: str | Path = "") -> ChatTemplate:
     Raises: ValueError if there is none, or no tokenizer
     """
     folder = Path(folder)
-    tokenizer, settings = read_tokenizer(folder), tokenizer_settings(folder)
+    tokenizer, settings = read_checked(folder), tokenizer_settings(folder)
     text, origin = _template_text(folder, settings, file)
     if text is None:
         missing = next((x for x in SPECIAL_TOKENS if tokenizer.token_to_id(x) is None), None)
@@ -173,7 +186,7 @@ def load_template(folder: str | Path, file: str | Path = "") -> ChatTemplate:
             )
         text, origin = CHAT_TEMPLATE, "the built-in template"
     names = {name: _content(settings[name]) for name in settings if name.endswith("_token")}
-    return ChatTemplate(text, tokenizer, names, origin)
+    return ChatTemplate(text, tokenizer, folder / TOKENIZER, names, origin)
 
 
 def _template_text(

@@ -29,7 +29,7 @@ class ChatPrompts:
         for message in messages:
             check_text(str(message["content"]))
         text = self.template.prompt(Conversation(list(messages)))
-        return self.template.tokenizer.encode(text, add_special_tokens=False).ids
+        return self.template.text_tokens(text)
 
     def end_of_turn(self) -> int | None:
         """Return the special token that ends the assistant's turn, None if the template has none.
@@ -39,9 +39,8 @@ class ChatPrompts:
         said = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _MARK}]
         text, _ = self.template.render(Conversation(said))
         _, _, after = text.rpartition(_MARK)
-        tokenizer = self.template.tokenizer
-        added = tokenizer.get_added_tokens_decoder()
-        found = tokenizer.encode(after, add_special_tokens=False).ids
+        added = self.template.tokenizer.get_added_tokens_decoder()
+        found = self.template.text_tokens(after)
         return next((token for token in found if token in added and added[token].special), None)
 
 

@@ -185,7 +185,7 @@ class _Prompter:
     def tokens(self, text: str, before: Sequence[Message] = ()) -> list[int]:
         """Return a prompt's tokens; of a chat, those of all turns `before` it too."""
         if self.chat is None:
-            return self.tokenizer.tokenizer.encode(text, add_special_tokens=False).ids
+            return self.tokenizer.encode(text)
         turn: Message = {"role": "user", "content": text}
         return self.chat.tokens([*self.opening, *before, turn])
 

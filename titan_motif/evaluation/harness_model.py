@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from titan_motif.components.preparation.foreign_tokenizer import tokenizer_settings
+from titan_motif.components.preparation.foreign_tokenizer import telling, tokenizer_settings
 from titan_motif.components.preparation.tokenizer import load_tokenizer
 from titan_motif.components.sft.conversations import Conversation, Message
 from titan_motif.components.sft.template import ChatTemplate
@@ -79,7 +79,8 @@ class HarnessModel(TemplateLM):
     def _load_tokenizer(self, is_chat: bool) -> None:
         loaded = load_tokenizer(self.folder)
         check_vocabulary(loaded.vocab_size, self.folder, self.model.model_args)
-        self._tokenizer, self._end = loaded.tokenizer, loaded.end_id
+        self._tokenizer, self._tokenizer_file = loaded.tokenizer, loaded.file
+        self._end = loaded.end_id
         # As transformers reads it, and as a chat template needs it.
         self._tokenizer.encode_special_tokens = False
         self._prefix = _beginning(self.folder, self._tokenizer.token_to_id, self._end)
@@ -111,7 +112,8 @@ class HarnessModel(TemplateLM):
         if add_special_tokens is None:
             prefix = self._tokenizer.decode([self._prefix], skip_special_tokens=False)
             add_special_tokens = not string.startswith(prefix)
-        return self._tokenizer.encode(string, add_special_tokens=add_special_tokens).ids
+        with telling(self._tokenizer_file):
+            return self._tokenizer.encode(string, add_special_tokens=add_special_tokens).ids
 
     def tok_decode(self, tokens: Sequence[int], skip_special_tokens: bool = True) -> str:
         return self._tokenizer.decode(list(tokens), skip_special_tokens=skip_special_tokens)

@@ -73,7 +73,7 @@ def ask_sums(checkpoint: Path, as_chat: bool) -> Accuracy:
             prompts.append(chat.tokens([{"role": "user", "content": question(a, b)}]))
         else:
             text = f"Question: {question(a, b)}\n"
-            prompts.append(tokenizer.tokenizer.encode(text, add_special_tokens=False).ids)
+            prompts.append(tokenizer.encode(text))
     stops = {tokenizer.end_id, *({chat.end_of_turn()} - {None})}
     num_right = 0
     for begin in range(0, len(held_out), BATCH):

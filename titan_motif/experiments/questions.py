@@ -23,14 +23,13 @@ def ask(run: Path, tokenizer_folder: Path, num: int, device: str) -> dict[str, d
         num: of each difficulty
     """
     tokenizer = load_tokenizer(tokenizer_folder)
-    encode = tokenizer.tokenizer.encode
     pairs: list[Pair] = []
     for task in TASKS:
         for difficulty in task.difficulties:
             for problem in task.held_out(difficulty, num):
                 question, answer = problem.questions[0]
-                asked = encode(problem.context + question, add_special_tokens=False).ids
-                answered = encode(answer, add_special_tokens=False).ids
+                asked = tokenizer.encode(problem.context + question)
+                answered = tokenizer.encode(answer)
                 pairs.append(([tokenizer.end_id, *asked], answered))
     dtype = dtype_named("auto", usable_device(device))
     model = load_model(step_to_begin_from(run / "checkpoint"), device=device, dtype=dtype)

@@ -2,11 +2,13 @@
 
 import json
 import random
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models
 
 from titan_motif.components.preparation.tokenizer import CHAT_TEMPLATE
 from titan_motif.components.sft.conversations import Conversation, read_conversation
@@ -221,6 +223,21 @@ def test_a_template_that_does_not_end_is_ended_and_begins_anew(
         with pytest.raises(TemplateProblem, match=reason):
             loaded.prompt(Conversation(messages))
         assert loaded.prompt(Conversation(messages, [{"name": "t"}])) == "a"
+
+
+def test_a_tokenizer_that_fails_on_a_conversation_is_told(with_template):
+    folder = with_template("{{ messages[0].content }}")
+    words = models.WordLevel({"a": 0}, unk_token="[UNK]")
+    Tokenizer(words).save(str(folder / "tokenizer.json"))
+    loaded = load_template(folder)
+    told = re.escape(f"{folder}/tokenizer.json: a text cannot be tokenized with it (WordLevel")
+    assert loaded.text_tokens("a") == [0]
+    for tokenize in (
+        lambda: loaded.encode(Conversation([{"role": "user", "content": "b"}])),
+        lambda: loaded.text_tokens("b"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            tokenize()
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
 
 from titan_motif.components.preparation import tokenize_units
 from titan_motif.components.preparation.assemble import select
@@ -23,6 +23,7 @@ from titan_motif.components.preparation.manifest import load_manifest, verify_fi
 from titan_motif.components.preparation.prepare import PrepareOptions, prepare_source
 from titan_motif.components.preparation.tokenize_units import DOCUMENT
 from titan_motif.components.preparation.tokenizer import (
+    END_OF_TEXT,
     load_tokenizer,
     save_tokenizer,
     train_tokenizer,
@@ -399,6 +400,14 @@ def test_an_id_outside_of_the_vocabulary_is_told(options: PrepareOptions, monkey
     told = refusal(options)
     tokenize_units._tokenizer.cache_clear()
     assert re.search(r"gives the id \d+ in .*a\.jsonl, outside of its vocabulary of 100 ent", told)
+
+
+def test_a_tokenizer_that_fails_on_a_text_is_told(options: PrepareOptions, tmp_path: Path):
+    words = models.WordLevel({"the": 0, END_OF_TEXT: 1}, unk_token="[UNK]")
+    Tokenizer(words).save(str(tmp_path / "tokenizer.json"))
+    told = refusal(replace(options, tokenizer=tmp_path))
+    assert told.startswith(f"{tmp_path / 'tokenizer.json'}: a text cannot be tokenized with it (")
+    assert "Missing [UNK]" in told
 
 
 def test_inputs_that_change_meanwhile_are_told(

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -126,3 +128,91 @@ def test_damage_is_one_line(tmp_path: Path):
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(ValueError, match=r"tokenizer\.json: cannot be read as a tokenizer \(EOF"):
         load_tokenizer(tmp_path)
+
+
+def write_json(folder: Path, **parts) -> Path:
+    """Write a tokenizer of two entries, some of its parts others."""
+    content = json.loads(Tokenizer(models.BPE({"a": 0, END_OF_TEXT: 1}, [])).to_str()) | parts
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    return folder
+
+
+PADDING = {
+    "strategy": {"Fixed": 3_000_000_000},
+    "direction": "Right",
+    "pad_to_multiple_of": None,
+    "pad_id": 0,
+    "pad_type_id": 0,
+    "pad_token": "a",
+}
+TRUNCATION = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 2}
+WORDS = {"type": "WordLevel", "vocab": {"b": 0, END_OF_TEXT: 1}, "unk_token": "[UNK]"}
+
+
+def test_a_tokenizer_that_fills_texts_takes_no_memory(tmp_path: Path):
+    write_json(tmp_path, padding=PADDING, truncation=TRUNCATION)
+    program = (
+        "import resource, sys\n"
+        "from titan_motif.components.preparation.foreign_tokenizer import read_checked\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (4 << 30,) * 2)\n"  # it would end the process
+        "print(len(read_checked(sys.argv[1]).encode('aaaaa').ids))\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    told = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (told.returncode, told.stdout) == (0, "5\n"), told.stderr
+
+
+def test_torchtitans_tokenizer_fills_and_cuts_nothing(tmp_path: Path):
+    from titan_motif.plugin import WholeTextTokenizer
+
+    padding = PADDING | {"strategy": {"Fixed": 7}}
+    write_json(tmp_path, padding=padding, truncation=TRUNCATION)
+    assert WholeTextTokenizer(str(tmp_path)).encode("aaaaa") == [0] * 5
+    assert WholeTextTokenizer(str(tmp_path)).encode("a") == [0]
+
+
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+
+
+def framed(num_tokens: int) -> dict:
+    single = [{"SpecialToken": {"id": "a", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    token = {"id": "a", "ids": [0] * num_tokens, "tokens": ["a"] * num_tokens}
+    return {
+        "type": "TemplateProcessing",
+        "single": single,
+        "pair": [],
+        "special_tokens": {"a": token},
+    }
+
+
+@pytest.mark.parametrize(
+    ("parts", "told"),
+    [
+        ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [BYTES] * 7}}, "128 times as lo"),
+        ({"normalizer": {"type": "Sequence", "normalizers": [BYTES] * 40}}, "1,099,511,627,776 t"),
+        ({"post_processor": framed(1001)}, "1,001 tokens stand around a text; 1,000 are allowed"),
+        (
+            {"post_processor": {"type": "Sequence", "processors": [framed(400)] * 3}},
+            "1,200 tokens stand around a text",
+        ),
+    ],
+)
+def test_steps_that_memory_does_not_hold_are_refused(parts: dict, told: str, tmp_path: Path):
+    with pytest.raises(ValueError, match=rf"tokenizer\.json: cannot be read as .*{told}"):
+        load_tokenizer(write_json(tmp_path, **parts))
+
+
+def test_steps_that_tokenizers_have_are_read(tmp_path: Path):
+    steps = {"type": "Sequence", "pretokenizers": [BYTES]}
+    processors = {"type": "Sequence", "processors": [BYTES, framed(2)]}
+    folder = write_json(tmp_path, pre_tokenizer=steps, post_processor=processors)
+    assert load_tokenizer(folder).encode("aa") == [0, 0]
+
+
+def test_a_tokenizer_without_a_token_for_a_word_is_told(tmp_path: Path):
+    loaded = load_tokenizer(write_json(tmp_path, model=WORDS))
+    assert loaded.encode("b") == [0]
+    told = r"tokenizer\.json: a text cannot be tokenized with it \(WordLevel error: Missing \[UNK\]"
+    with pytest.raises(ValueError, match=told) as caught:
+        loaded.encode("c")
+    assert "\n" not in str(caught.value)
