@@ -13,10 +13,9 @@ import os
 import platform
 import shutil
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,10 +44,8 @@ from titan_motif.components.sft.conversations import (
     special_token_in,
 )
 from titan_motif.components.sft.packing import LEARNT, hold_out, pack, spool_sample, write_split
-from titan_motif.components.sft.template import ChatTemplate, Sample, load_template
+from titan_motif.components.sft.template import ChatTemplate, Sample, TemplateProblem, load_template
 
-_BATCH = 256
-"""Conversations that are tokenised at once, on all cores."""
 _LOUD_SHARE = 0.1
 """Share of the samples, left out for their length, above which that is told loudly."""
 
@@ -194,19 +191,23 @@ def samples_of(
 ) -> Iterator[Sample | BadLine]:
     """Yield the samples of a file as tokens, and what is wrong with the other rows."""
     refused = template.special_tokens if options.special_tokens == "refuse" else frozenset()
-    conversations = (_read(one, row, refused, options) for row in read_rows(one))
-    while batch := list(islice(conversations, _BATCH)):
-        good = [found for found in batch if not isinstance(found, BadLine)]
-        encoded = iter(template.encode_all([conversation for _, conversation in good]))
-        for found in batch:
+    waiting: deque[int | BadLine] = deque()  # rows that were taken ahead, in their order
+
+    def conversations() -> Iterator[Conversation]:
+        for row in read_rows(one):
+            found = _read(one, row, refused, options)
             if isinstance(found, BadLine):
-                yield found
-                continue
-            sample = next(encoded)
-            if isinstance(sample, Sample):
-                yield sample
+                waiting.append(found)
             else:
-                yield BadLine(one.path, found[0], str(sample), "")
+                waiting.append(found[0])
+                yield found[1]
+
+    for sample in template.encode_all(conversations()):
+        while isinstance(number := waiting.popleft(), BadLine):
+            yield number
+        is_bad = isinstance(sample, TemplateProblem)
+        yield BadLine(one.path, number, str(sample), "") if is_bad else sample
+    yield from (left for left in waiting if isinstance(left, BadLine))
 
 
 def _read(

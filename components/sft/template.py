@@ -12,7 +12,7 @@ takes more time or memory than a conversation can need.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,9 @@ from titan_motif.components.sft.template_client import RenderProblem, TemplateCl
 
 TEMPLATE_FILE = "chat_template.jinja"
 MAX_TEMPLATE_BYTES = 1_000_000
+_GROUP_CHARACTERS = 200_000
+_GROUP_CONVERSATIONS = 256
+"""Encoded at once, on all cores: bounds what memory is needed beside the longest one."""
 _BEGIN, _END = MARKS
 
 Span = tuple[int, int]
@@ -111,23 +114,38 @@ class ChatTemplate:
         with telling(self.file):
             return self.tokenizer.encode(text, add_special_tokens=False).ids
 
-    def encode_all(self, conversations: Sequence[Conversation]) -> list[Sample | TemplateProblem]:
-        """Return each conversation as tokens, or what is wrong with it.
+    def encode_all(
+        self, conversations: Iterable[Conversation]
+    ) -> Iterator[Sample | TemplateProblem]:
+        """Yield each conversation as tokens, or what is wrong with it; some are taken ahead.
 
         Raises: ValueError, one line, if the tokenizer fails on a text
         """
-        rendered: list[tuple[str, list[Span]] | TemplateProblem] = []
+        group: list[tuple[str, list[Span]] | TemplateProblem] = []
+        characters = 0
         for conversation in conversations:
             try:
-                rendered.append(self.render(conversation))
+                text, spans = self.render(conversation)
             except TemplateProblem as problem:
-                rendered.append(problem)
-        texts = [one[0] for one in rendered if not isinstance(one, TemplateProblem)]
+                text, found = "", problem
+            else:
+                found = text, spans
+            if characters + len(text) > _GROUP_CHARACTERS or len(group) == _GROUP_CONVERSATIONS:
+                yield from self._encode_group(group)
+                group, characters = [], 0
+            group.append(found)
+            characters += len(text)
+        yield from self._encode_group(group)
+
+    def _encode_group(
+        self, group: Sequence[tuple[str, list[Span]] | TemplateProblem]
+    ) -> list[Sample | TemplateProblem]:
+        texts = [one[0] for one in group if not isinstance(one, TemplateProblem)]
         with telling(self.file):
             encodings = iter(self.tokenizer.encode_batch(texts, add_special_tokens=False))
         return [
             one if isinstance(one, TemplateProblem) else _sample(next(encodings), one[1])
-            for one in rendered
+            for one in group
         ]
 
     def _render(

@@ -32,8 +32,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 MAX_SECONDS = 2
 """Of processor time, for a conversation; one of a million tokens takes a tenth."""
 MAX_MEMORY_BYTES = 400_000_000
-MAX_TEXT_BYTES = 64_000_000
-"""Of a rendered conversation."""
+MAX_TEXT_BYTES = 2_000_000
+"""Of a rendered conversation: 61 bytes for each of 32,768 tokens; text has 4 to 6. Whoever asks
+makes tokens of it, without a limit of memory: 0.8 GB if each byte is one."""
 FORBIDDEN = 77
 """The exit code of a process that was about to open something."""
 _LONGEST_REASON = 300

@@ -11,6 +11,7 @@ import pytest
 from tokenizers import Tokenizer, models
 
 from titan_motif.components.preparation.tokenizer import CHAT_TEMPLATE
+from titan_motif.components.sft import template as template_module
 from titan_motif.components.sft.conversations import Conversation, read_conversation
 from titan_motif.components.sft.template import TemplateProblem, load_template
 
@@ -302,9 +303,39 @@ def test_tokens_of_a_batch_are_those_of_each(tiny_tokenizer: Path):
     template = load_template(tiny_tokenizer)
     some = conversations(20)
     bad = Conversation([{"role": "user", "content": "a\ufdd1"}])
-    found = template.encode_all([*some[:10], bad, *some[10:]])
+    found = list(template.encode_all([*some[:10], bad, *some[10:]]))
     assert isinstance(found.pop(10), TemplateProblem)
     for sample, conversation in zip(found, some, strict=True):
         alone = template.encode(conversation)
         assert np.array_equal(sample.tokens, alone.tokens)
         assert np.array_equal(sample.is_learnt, alone.is_learnt)
+
+
+class Recorded:
+    """A tokenizer, and of how many characters each batch was."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer, self.sizes = tokenizer, []
+
+    def encode_batch(self, texts: list[str], **options) -> list:
+        self.sizes.append([len(text) for text in texts])
+        return self.tokenizer.encode_batch(texts, **options)
+
+
+def test_batches_are_bounded_by_their_text(with_template, monkeypatch):
+    monkeypatch.setattr(template_module, "_GROUP_CHARACTERS", 10)
+    monkeypatch.setattr(template_module, "_GROUP_CONVERSATIONS", 3)
+    template = load_template(with_template("{{ messages[0].content }}"))
+    template.tokenizer = Recorded(template.tokenizer)
+    lengths = [4, 6, 1, 12, 1, 1, 1, 1]
+    asked = [Conversation([{"role": "user", "content": "a" * length}]) for length in lengths]
+    found = list(template.encode_all(iter(asked)))
+    assert [len(sample.tokens) for sample in found] == lengths
+    assert template.tokenizer.sizes == [[4, 6], [1], [12], [1, 1, 1], [1]]
+
+
+def test_a_text_of_megabytes_is_refused_before_it_is_tokenized(with_template):
+    template = load_template(with_template("{{ messages[0].content * 20000 }}"))
+    assert len(template.prompt(Conversation([{"role": "user", "content": "a" * 100}]))) == 2_000_000
+    with pytest.raises(TemplateProblem, match="the template renders more than 2,000,000 bytes"):
+        template.prompt(Conversation([{"role": "user", "content": "a" * 101}]))
