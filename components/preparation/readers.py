@@ -24,12 +24,11 @@ from titan_motif.components.preparation.units import (
     field_problem,
     licence_of,
     nesting_problem,
+    size_problem,
     text_problem,
 )
 
 MAX_LINE_BYTES = MAX_JSON_BYTES
-MAX_TEXT_BYTES = 100_000_000
-"""Of a file of plain text, which is a document."""
 
 _MARK_OF_UTF_8 = b"\xef\xbb\xbf"
 """Some editors put it at the beginning of a file."""
@@ -207,9 +206,8 @@ def _parse_row(line: bytes) -> dict[str, Any] | str:
 
 def _read_texts(unit: Unit) -> Iterator[Document | BadLine]:
     for file in unit.files:
-        if (size := Path(file).stat().st_size) > MAX_TEXT_BYTES:
-            told = f"{size:,} bytes; at most {MAX_TEXT_BYTES:,} are a document; it is left out"
-            yield BadLine(file, 1, told, "")
+        if problem := size_problem(Path(file).stat().st_size):
+            yield BadLine(file, 1, f"{problem}; the file is left out", "")
             continue
         content = Path(file).read_bytes()
         try:

@@ -3,10 +3,14 @@
 from textwrap import shorten
 from typing import NamedTuple
 
-from titan_motif.components.foreign_files import MAX_NESTING, is_too_deep, printable
+from titan_motif.components.foreign_files import MAX_JSON_BYTES, MAX_NESTING, is_too_deep, printable
 
 UNIT_BYTES = 8_000_000
 """About how much text a unit holds: seconds of work, so that a kill loses little."""
+
+MAX_DOCUMENT_BYTES = MAX_JSON_BYTES
+"""Of a document's text. A tokenizer takes 140 bytes of memory for each of its bytes, 2.3 GB in all;
+nor can it be cut so that any tokenizer gives the same tokens."""
 
 TOO_DEEP = f"nested more than {MAX_NESTING} deep"
 
@@ -64,10 +68,17 @@ def text_problem(text: object, name: str) -> str | None:
         found = "null" if text is None else type(text).__name__
         return f"the field {name!r} is {found}; text is needed"
     try:
-        text.encode()
+        size = len(text.encode())
     except UnicodeEncodeError:
         return f"the field {name!r} has half of a surrogate pair, which is no character"
-    return None
+    return size_problem(size)
+
+
+def size_problem(num_bytes: int) -> str | None:
+    """Return what is wrong with how long a document's text is, None if nothing is."""
+    if num_bytes <= MAX_DOCUMENT_BYTES:
+        return None
+    return f"{num_bytes:,} bytes of text; at most {MAX_DOCUMENT_BYTES:,} are a document"
 
 
 def licence_of(value: object) -> str | None:

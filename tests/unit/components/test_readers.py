@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from titan_motif.components.preparation import units as units_module
 from titan_motif.components.preparation.inputs import find_inputs, is_unchanged
 from titan_motif.components.preparation.readers import plan_units, read_rows, read_unit
 from titan_motif.components.preparation.units import BadLine, Document
@@ -131,6 +132,24 @@ def test_rows_of_tables_that_are_no_text_are_told(tmp_path: Path):
         BadLine(str(path), 3, "the field 'text' is null; text is needed", ""),
         Document("fine", None),
     ]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "text"])
+def test_a_document_that_memory_would_not_hold_is_put_aside(kind: str, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(units_module, "MAX_DOCUMENT_BYTES", 10)
+    texts = ["naïve 789", "naïve 7890"]  # of 10 and of 11 bytes
+    if kind == "jsonl":
+        lines = [json.dumps({"text": text}) + "\n" for text in texts]
+        (tmp_path / "a.jsonl").write_text("".join(lines))
+    elif kind == "parquet":
+        pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet")
+    else:
+        for name, text in zip("ab", texts, strict=True):
+            (tmp_path / f"{name}.txt").write_text(text)
+    good, bad = read([tmp_path])
+    assert good == Document("naïve 789", None)
+    assert bad.reason.startswith("11 bytes of text; at most 10 are a document")
+    assert bad.line == (1 if kind == "text" else 2)
 
 
 def test_texts_of_other_types_and_licences_in_lists(tmp_path: Path):
