@@ -67,6 +67,12 @@ class _Pairs(list[tuple[Any, Any]]):
 
 
 _MARK = object()
+_MAX_FIELDS = 16
+"""Of an object; DCP's have up to 5. They are read again wherever a record names them."""
+_FREE_INSTRUCTIONS = 200_000
+"""A third of a second."""
+_BYTES_OF_AN_INSTRUCTION = 4
+"""In the files beside: what is saved takes about 90 instructions and 1,100 bytes or more there."""
 
 
 def read_metadata(folder: Path) -> Metadata:
@@ -78,8 +84,9 @@ def read_metadata(folder: Path) -> Metadata:
     path = folder / METADATA
     try:
         check_file(inside(folder, METADATA), MAX_RECORD_BYTES)
-        found = _Reader().read(path.read_bytes())
-        return _Maker(folder).metadata(found)
+        maker = _Maker(folder)
+        limit = _FREE_INSTRUCTIONS + maker.num_bytes // _BYTES_OF_AN_INSTRUCTION
+        return maker.metadata(_Reader().read(path.read_bytes(), limit))
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file; its save did not finish") from None
     except (ValueError, TypeError, LookupError, AttributeError, OSError, RecursionError) as error:
@@ -94,8 +101,10 @@ class _Reader:
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
 
-    def read(self, content: bytes) -> Any:
-        for opcode, argument, _ in pickletools.genops(content):
+    def read(self, content: bytes, max_instructions: int) -> Any:
+        for number, (opcode, argument, _) in enumerate(pickletools.genops(content)):
+            if number == max_instructions:
+                raise ValueError(f"more than {number:,} instructions, for files of few bytes")
             follow = _INSTRUCTIONS.get(opcode.name)
             if follow is None:
                 raise ValueError(f"it has the instruction {opcode.name}, which none needs")
@@ -205,7 +214,7 @@ class _Maker:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        files = (path for path in folder.iterdir() if path.is_file())
+        files = (path for path in folder.iterdir() if path.is_file() and path.name != METADATA)
         self.sizes = {path.name: path.stat().st_size for path in files}
         self.num_bytes = sum(self.sizes.values())
         self.inside: set[str] = set()
@@ -304,6 +313,8 @@ def _state(record: Any, name: str) -> dict[str, Any]:
     """Return an object's fields; ValueError unless it is what is needed there."""
     if _name(record) != name or not isinstance(record.state, _Pairs):
         raise ValueError(f"a {name} is needed where something else stands")
+    if len(record.state) > _MAX_FIELDS:
+        raise ValueError(f"a {name} has {len(record.state):,} fields")
     return {_text(key): value for key, value in record.state}
 
 

@@ -29,6 +29,8 @@ SINGLE = "model.safetensors"
 MAX_HEADER_BYTES = MAX_JSON_BYTES
 """The format allows 100 MB, which become 2 GB in memory; a header of 10,000 tensors has 1 MB."""
 MAX_FILE_BYTES = 1 << 50
+_MAX_DIMENSIONS = 64
+"""As many as torch has; more would take safetensors' own reader hundreds of MB."""
 
 DTYPES = {
     torch.float64: "F64",
@@ -188,6 +190,9 @@ def _extent(name: str, entry: dict[str, Any], begin: int, size: int) -> tuple[in
     first, last = entry["data_offsets"]
     if not (type(first) is type(last) is int and 0 <= first <= last <= size - begin):
         raise ValueError(f"{name!r} is said to lie at {first!r} to {last!r} of {size - begin:,}")
+    dims = len(entry["shape"])
+    if dims > _MAX_DIMENSIONS:
+        raise ValueError(f"{name!r} has {dims:,} dimensions; at most {_MAX_DIMENSIONS} are read")
     return begin + first, begin + last
 
 

@@ -3,6 +3,8 @@
 import io
 import os
 import pickle
+import pickletools
+import time
 import zipfile
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 
+from titan_motif.components import dcp_metadata
 from titan_motif.components.dcp_metadata import METADATA, read_metadata
 from titan_motif.components.dcp_reader import CheckedPlanner, CheckedReader
 from titan_motif.components.sealing_writer import SealingWriter
@@ -149,6 +152,39 @@ def test_a_tensor_in_which_a_part_is_missing_is_not_begun_from(folder: Path):
 def test_what_is_no_pickle_is_refused(folder: Path, content: bytes):
     (folder / METADATA).write_bytes(content)
     with pytest.raises(ValueError, match=r"\.metadata: cannot be read as a checkpoint's metadata"):
+        read_metadata(folder)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x02(" + b"}" * 2_000_000 + b"t.",
+        b"\x80\x02]" + b"(" * 1_000_000 + b"e" * 1_000_000 + b".",
+    ],
+)
+def test_instructions_that_no_files_need_end_soon(folder: Path, content: bytes):
+    (folder / METADATA).write_bytes(content)
+    begin = time.process_time()
+    with pytest.raises(ValueError, match=r"\.metadata: .*more than 20\d,\d\d\d instructions"):
+        read_metadata(folder)
+    assert time.process_time() - begin < 2
+
+
+def test_metadata_may_be_as_long_as_what_is_saved_needs(folder: Path, monkeypatch):
+    monkeypatch.setattr(dcp_metadata, "_FREE_INSTRUCTIONS", 0)
+    (folder / METADATA).write_bytes(pickle.dumps(theirs(folder), protocol=2))
+    num = sum(1 for _ in pickletools.genops((folder / METADATA).read_bytes()))
+    data = (folder / "__0_0.distcp").stat().st_size
+    assert data / num > 2 * dcp_metadata._BYTES_OF_AN_INSTRUCTION  # half of what is allowed
+    assert read_metadata(folder).state_dict_metadata == theirs(folder).state_dict_metadata
+
+
+def test_a_record_of_many_fields_is_refused(folder: Path):
+    metadata = theirs(folder)
+    for number in range(20):
+        setattr(metadata.state_dict_metadata["weight"], f"field_{number}", number)
+    (folder / METADATA).write_bytes(pickle.dumps(metadata))
+    with pytest.raises(ValueError, match=r"a TensorStorageMetadata has 23 fields"):
         read_metadata(folder)
 
 

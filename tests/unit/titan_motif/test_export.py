@@ -213,6 +213,13 @@ def hold_twice(folder: Path) -> None:
     (folder / INDEX).write_text(json.dumps({"weight_map": weights}))
 
 
+def write_dimensions(folder: Path, num: int) -> None:
+    """Write a file of one number in so many dimensions."""
+    tensor = {"dtype": "F32", "shape": [1] * num, "data_offsets": [0, 4]}
+    header = json.dumps({"a": tensor}).encode()
+    (folder / FILE).write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+
+
 def truncate(folder: Path, size: int) -> None:
     (folder / FILE).write_bytes((folder / FILE).read_bytes()[:size])
 
@@ -295,6 +302,14 @@ BROKEN = {
     "a tensor in two files": (
         hold_twice,
         f"model.norm.weight is in model-1.safetensors and in {FILE} too",
+    ),
+    "too many dimensions": (
+        lambda f: write_dimensions(f, 100_000),
+        "cannot be read as safetensors ('a' has 100,000 dimensions; at most 64 are read)",
+    ),
+    "as many dimensions as torch has": (
+        lambda f: write_dimensions(f, 64),
+        "a is not a parameter of Motif-2",
     ),
     "no network": (
         lambda f: (f / "config.json").unlink(),
