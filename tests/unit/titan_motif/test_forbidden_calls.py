@@ -11,22 +11,43 @@ import pytest
 ROOT = Path(__file__).parents[3]
 FOLDERS = ("titan_motif", "components", "kernels")
 
+_CHECKED = "with the checked reader and planner"
 ALLOWED = {
     ("titan_motif/drill/hostile_case.py", "os.system"): "what a payload would run",
     ("titan_motif/drill/hostile_checkpoints.py", "os.system"): "what a payload would run",
+    ("titan_motif/drill/hostile_checkpoints.py", "FileSystemReader"): "of what it has just written",
+    ("titan_motif/drill/hostile_checkpoints.py", "distributed.checkpoint.load"): _CHECKED,
+    ("components/dcp_files.py", "distributed.checkpoint.load"): _CHECKED,
+    ("components/checkpoint.py", "distributed.checkpoint.load"): _CHECKED,
+    ("components/moving_average.py", "distributed.checkpoint.load"): _CHECKED,
+    ("components/dcp_reader.py", "FileSystemReader"): "the checked reader is one",
+    ("components/dcp_reader.py", "DefaultLoadPlanner"): "the checked planner is one",
+    ("titan_motif/model/state_dict_adapter.py", "HuggingFaceStorageReader"): (
+        "of a folder whose headers and index have been checked"
+    ),
+    ("titan_motif/report/page.py", "jinja2.Environment"): "of the package's own template",
+    ("components/sft/template_process.py", "jinja2.Template"): "names what the sandbox returns",
 }
 """Where something stands all the same, and why."""
 
 NAMES = {
     *("pickle.load", "pickle.loads", "pickle.Unpickler", "pickle._Unpickler", "shelve.open"),
     *("marshal.load", "marshal.loads", "dill.load", "dill.loads", "joblib.load"),
+    *("cloudpickle.load", "cloudpickle.loads", "read_pickle", "format.read_array"),
     *("os.system", "os.popen", "os.execv", "os.execve", "os.execvp", "os.spawnv", "pty.spawn"),
+    *("subprocess.getoutput", "subprocess.getstatusoutput"),
     *("yaml.load", "yaml.unsafe_load", "yaml.full_load", "builtins.eval", "builtins.exec"),
     *("torch.hub.load", "torch.jit.load", "torch.package.PackageImporter", "runpy.run_path"),
-    *("json.load", "datasets.load_dataset", "AutoModel.from_pretrained"),
-    "importlib.util.spec_from_file_location",
+    *("json.load", "datasets.load_dataset", "from_pretrained", "builtins.compile"),
+    *("importlib.util.spec_from_file_location", "builtins.__import__"),
+    *("jinja2.Environment", "jinja2.environment.Environment", "NativeEnvironment"),
+    *("jinja2.Template", "jinja2.environment.Template"),
+    *("FileSystemReader", "DefaultLoadPlanner", "HuggingFaceStorageReader"),
+    *("distributed.checkpoint.load", "state_dict_loader.load", "dcp_to_torch_save"),
+    *("distributed.checkpoint.load_state_dict", "state_dict_loader.load_state_dict"),
 }
-"""Full names of what is not to be used; `json.load` reads a file of any size."""
+"""Ends of full names of what is not to be used; `json.load` reads a file of any size, DCP's own
+reader runs the pickle of any folder."""
 CALLS = {"eval", "exec", "compile", "__import__"}
 KEYWORDS = {"weights_only": False, "trust_remote_code": True, "allow_pickle": True, "shell": True}
 
@@ -48,7 +69,8 @@ def findings(text: str) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute | ast.Name):
             name = _full_name(node, aliases)
-            if name in NAMES:
+            yield from (end for end in NAMES if f".{name}".endswith(f".{end}"))
+            if isinstance(node, ast.Name) and name in CALLS:
                 yield name
         if isinstance(node, ast.Call):
             yield from _wrong_in_call(node, aliases)
@@ -56,8 +78,6 @@ def findings(text: str) -> Iterator[str]:
 
 def _wrong_in_call(node: ast.Call, aliases: dict[str, str]) -> Iterator[str]:
     name = _full_name(node.func, aliases)
-    if isinstance(node.func, ast.Name) and name in CALLS:
-        yield name
     given = {keyword.arg: keyword.value for keyword in node.keywords}
     for keyword, forbidden in KEYWORDS.items():
         value = given.get(keyword)
@@ -69,6 +89,11 @@ def _wrong_in_call(node: ast.Call, aliases: dict[str, str]) -> Iterator[str]:
         yield "torch.load without weights_only"
     if name == "numpy.load" and "allow_pickle" not in given:
         yield "numpy.load without allow_pickle"
+    if name.endswith("distributed.checkpoint.load") and not given.keys() >= {
+        "storage_reader",
+        "planner",
+    }:
+        yield "dcp.load without reader and planner"
     if name == "json.loads" and node.args and _reads_a_file(node.args[0]):
         yield "json.loads of a file, which read_json bounds"
 
@@ -116,6 +141,9 @@ def test_no_script_runs_what_it_downloads(path: Path):
     assert not re.search(r"\beval\b|trust_remote_code|weights_only|\|\s*(ba)?sh\b", text)
 
 
+_DCP = "import torch.distributed.checkpoint as dcp\n"
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -134,10 +162,44 @@ def test_no_script_runs_what_it_downloads(path: Path):
         ("import json\njson.load(f)", "json.load"),
         ("import json\njson.loads(p.read_text())", "json.loads of a file, which read_json bounds"),
         ("import os\nf = os.system", "os.system"),
+        ("f = eval", "eval"),
+        ("from transformers import AutoModel\nAutoModel.from_pretrained(f)", "from_pretrained"),
+        ("import pandas as pd\npd.read_pickle(f)", "read_pickle"),
+        ("import numpy\nnumpy.lib.format.read_array(f, True)", "format.read_array"),
+        (f"{_DCP}dcp.load(s, checkpoint_id=f)", "distributed.checkpoint.load"),
+        (f"{_DCP}dcp.load(s, checkpoint_id=f)", "dcp.load without reader and planner"),
+        (f"{_DCP}dcp.FileSystemReader(p).read_metadata()", "FileSystemReader"),
+        ("from jinja2 import Environment as E\nE().from_string(t)", "jinja2.Environment"),
     ],
 )
 def test_what_must_not_stand_there_is_found(text: str, expected: str):
     assert expected in findings(text)
+
+
+@pytest.mark.parametrize("end", sorted(NAMES))
+def test_each_name_is_found_however_it_is_imported(end: str):
+    module, _, name = f"somewhere.{end}".removeprefix("somewhere." * ("." in end)).rpartition(".")
+    for text in (
+        f"from {module} import {name}\n{name}(x)",
+        f"from {module} import {name} as other\nclass A(other): pass",
+        f"import {module}\nf = {module}.{name}",
+        f"import {module} as other\nother.{name}(x)",
+        f"import above.{module} as other\nother.{name}(x)",
+    ):
+        assert end in findings(text), text
+
+
+@pytest.mark.parametrize("name", sorted(CALLS))
+def test_each_builtin_is_found_called_or_not(name: str):
+    assert name in findings(f"{name}(x)")
+    assert name in findings(f"f = {name}")
+    assert f"builtins.{name}" in findings(f"import builtins\nbuiltins.{name}(x)")
+
+
+@pytest.mark.parametrize("keyword", sorted(KEYWORDS))
+def test_each_keyword_is_found(keyword: str):
+    assert f"{keyword}={KEYWORDS[keyword]}" in findings(f"f(x, {keyword}={KEYWORDS[keyword]})")
+    assert list(findings(f"f(x, {keyword}={not KEYWORDS[keyword]})")) == []
 
 
 def test_what_may_stand_there_is_not_found():
@@ -145,6 +207,8 @@ def test_what_may_stand_there_is_not_found():
         "import json, torch\nimport numpy as np\nimport re\n"
         "model.eval()\nre.compile('a')\ntorch.compile(f)\njson.loads(line)\n"
         "torch.load(f, weights_only=True)\nnp.load(f, allow_pickle=False)\n"
+        "from jinja2.sandbox import ImmutableSandboxedEnvironment as E\nE()\n"
+        "import safetensors.torch\nsafetensors.torch.load(f)\nmodel.load_state_dict(s)\n"
     )
     assert list(findings(text)) == []
 
