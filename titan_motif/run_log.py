@@ -1,12 +1,17 @@
 """What of a run's log is shown, and how a line of it looks."""
 
+import errno
 import logging
+import threading
 import warnings
 
 import titan_motif.device  # noqa: F401  (before anything of torchtitan)
 
 # isort: split
 from torchtitan.tools.logging import init_logger, logger
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+"""Of an OSError: the disk, or a user's share of it, is full."""
 
 
 class _DropNoise(logging.Filter):
@@ -36,6 +41,7 @@ class _DropNoise(logging.Filter):
 def start_logging() -> None:
     """Log plain lines with the time; a warning says that it is one."""
     init_logger()
+    threading.excepthook = _tell_of_thread
     handler = logger.handlers[0]
     handler.setFormatter(_Line(datefmt="%H:%M:%S"))
     handler.addFilter(_DropNoise())
@@ -44,6 +50,14 @@ def start_logging() -> None:
     logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
     for message in ("DTensor", "'set_vital' is deprecated", "Set timeout is now only"):
         warnings.filterwarnings("ignore", message=message)
+
+
+def _tell_of_thread(failed: threading.ExceptHookArgs) -> None:
+    """Print what a thread died of; not that TensorBoard's has no room, which its writer raises."""
+    is_tensorboard = type(failed.thread).__module__.startswith("tensorboard.")
+    if is_tensorboard and getattr(failed.exc_value, "errno", None) in NO_ROOM:
+        return
+    threading.__excepthook__(failed)
 
 
 class _Line(logging.Formatter):

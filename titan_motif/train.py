@@ -8,7 +8,6 @@ import titan_motif.device  # noqa: F401  (before anything of torchtitan)
 
 # isort: split
 import contextlib
-import errno
 import json
 import os
 import sys
@@ -42,7 +41,7 @@ from titan_motif.config import JobConfig
 from titan_motif.config_loading import ConfigError, load_config
 from titan_motif.evaluation.during_training import IntervalEvaluator
 from titan_motif.run_control import EXIT_PREEMPTED, Preempted, RunControl
-from titan_motif.run_log import start_logging
+from titan_motif.run_log import NO_ROOM, start_logging
 from titan_motif.run_records import write_start_records
 from titan_motif.step_check import StepCheckOfRun
 from titan_motif.summary import summarize
@@ -352,6 +351,18 @@ def report(
         Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps({"message": message}))
 
 
+def _close(trainer: MotifTrainer) -> None:
+    """End the trainer's threads; what TensorBoard has not written by then may find no room."""
+    try:
+        trainer.close()
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        logger.warning(f"the last lines for TensorBoard are not written: {error.strerror}")
+    finally:
+        trainer.control.close()
+
+
 @record  # torchrun then names the exception of a rank whose output is not shown
 def main(argv: Sequence[str]) -> int:
     """Run a job and return the exit code: 0 done, 1 failed in the run, 2 a bad configuration.
@@ -376,7 +387,7 @@ def main(argv: Sequence[str]) -> int:
         report(error)
         return 2 if isinstance(error, ConfigError) else 1
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in NO_ROOM:
             raise
         where = error.filename or "the run's folder"
         report(f"{where}: {error.strerror}; with room again, it goes on", is_alone=True)
@@ -389,8 +400,7 @@ def main(argv: Sequence[str]) -> int:
         return 1
     finally:
         if trainer is not None:
-            trainer.close()
-            trainer.control.close()
+            _close(trainer)
     torch.distributed.destroy_process_group()
     return EXIT_PREEMPTED if trainer.was_preempted else 0
 

@@ -114,6 +114,7 @@ def run_full_disk(number: int, folder: Path) -> Outcome:
     job, reference = small_job(shared), reference_run(shared, num_ranks)
     mode = ("disabled", "async")[number // 2 % 2]
     settings = [f"--job.config_file={job}", f"--checkpoint.async_mode={mode}"]
+    settings += ["--metrics.enable_tensorboard=true"]  # it writes in a thread of its own
     told = f"{kilobytes} kB, {mode}, {num_ranks} rank{'s' if num_ranks > 1 else ''}"
     with _file_system(folder / "disk", kilobytes) as disk:
         (disk / "run").mkdir()
@@ -135,7 +136,8 @@ def run_full_disk(number: int, folder: Path) -> Outcome:
         if 0 in codes or seconds > LIMIT_SECONDS:
             return Outcome(False, f"{told}: ended with {codes} after {seconds:.1f} s")
         # Of two ranks the other one may say, with its stack, that it lost the first.
-        if len(sentences) != 1 or (num_ranks == 1 and "Traceback" in log):
+        has_stack = any(line.startswith("OSError") for line in log.splitlines())
+        if len(sentences) != 1 or has_stack or (num_ranks == 1 and "Traceback" in log):
             return Outcome(False, f"{told}: said {sentences or last_line(log)}")
         if any(again) or says not in last:
             return Outcome(False, f"{told}: with room, from {newest}: {again}, {last_line(last)}")
