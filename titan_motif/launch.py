@@ -2,17 +2,22 @@
 
 Where a rank has failed, torchrun says which one and why, and then shows the stack of the launcher,
 which tells a reader nothing. It returns 1 whatever the ranks returned, and forwards SIGUSR1, which
-schedulers send before a job's time is over, only if it is told to.
+schedulers send before a job's time is over, only if it is told to. A second signal lets it leave
+while the ranks still save: the first one is answered, others are ignored.
 """
 
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+from unittest import mock
 
 from torch.distributed import run
-from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing import SignalException, api
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 EXIT_PREEMPTED = os.EX_TEMPFAIL
@@ -32,7 +37,8 @@ def main(argv: Sequence[str]) -> int:
         mark = Path(folder) / "preempted"
         os.environ[MARK] = str(mark)
         try:
-            run.run(run.parse_args(["--signals-to-handle", SIGNALS, *argv]))
+            with mock.patch.object(api, "_terminate_process_handler", _take_first_signal):
+                run.run(run.parse_args(["--signals-to-handle", SIGNALS, *argv]))
         except ChildFailedError as error:
             if mark.exists():
                 return EXIT_PREEMPTED
@@ -41,6 +47,13 @@ def main(argv: Sequence[str]) -> int:
         except SignalException as error:
             return EXIT_PREEMPTED if mark.exists() else 128 + error.sigval
     return 0
+
+
+def _take_first_signal(number: int, frame: FrameType | None) -> NoReturn:
+    """End torchrun once: it then waits for the ranks, and kills those that take too long."""
+    for name in SIGNALS.split(","):
+        signal.signal(signal.Signals[name], signal.SIG_IGN)
+    raise SignalException(f"Process {os.getpid()} got signal: {number}", signal.Signals(number))
 
 
 if __name__ == "__main__":

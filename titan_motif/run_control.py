@@ -5,6 +5,7 @@ micro-batches (the step is then as if it had not begun), between batches of vali
 all ranks decide together (titan_motif.components.stop_request).
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -101,7 +102,8 @@ class RunControl:
             what = f"step {step} is saved" if step else "no step was done yet"
             logger.info(f"{received.name}: {what}; started again, the run goes on there")
         if MARK in os.environ:
-            Path(os.environ[MARK]).touch()
+            with contextlib.suppress(OSError):  # the launcher was killed, its folder is gone
+                Path(os.environ[MARK]).touch()
 
     def close(self) -> None:
         """Watch no more."""

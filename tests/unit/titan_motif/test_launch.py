@@ -1,0 +1,35 @@
+"""The launcher takes one signal, and then waits for its ranks."""
+
+import signal
+
+import pytest
+from torch.distributed.elastic.multiprocessing import SignalException
+
+from titan_motif import launch
+
+TAKEN = [signal.Signals[name] for name in launch.SIGNALS.split(",")]
+
+
+@pytest.fixture
+def restored():
+    before = {each: signal.getsignal(each) for each in TAKEN}
+    yield
+    for each, handler in before.items():
+        signal.signal(each, handler)
+
+
+@pytest.mark.usefixtures("restored")
+def test_the_first_signal_ends_torchrun_and_others_are_ignored(monkeypatch, tmp_path):
+    def run(arguments) -> None:  # as torchrun: its handler is set when it starts the ranks
+        signal.signal(signal.SIGUSR1, launch.api._terminate_process_handler)
+        try:
+            signal.raise_signal(signal.SIGUSR1)
+        except SignalException:
+            for each in TAKEN:
+                signal.raise_signal(each)
+            launch.Path(launch.os.environ[launch.MARK]).touch()
+            raise
+
+    monkeypatch.setenv(launch.MARK, "")  # is put back
+    monkeypatch.setattr(launch.run, "run", run)
+    assert launch.main(["-m", "titan_motif.train"]) == launch.EXIT_PREEMPTED
