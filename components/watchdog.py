@@ -4,6 +4,10 @@ A thread of each rank looks at what its rank does and since when, and tells the 
 job's store. A rank that makes no progress for too long usually has no fault of its own: it waits in
 a collective for one that reads, saves, or is gone. All enter phases in the same order, so the one
 that has entered the fewest is the one that is waited for.
+
+The thread also counts, whatever its rank does. A count that stands still is a process that is
+stopped, and no phase is so long that it explains it. The first rank looks at all counts, and all
+look at the first's: the store is asked a few times a rank, however many there are.
 """
 
 import contextlib
@@ -12,7 +16,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +24,8 @@ from typing import Any, NamedTuple
 from torch.distributed import Store
 
 EXIT_CODE = 1
+_MOST_PERIODS = 7
+"""From the end of what a phase may take to the sentence: others are looked at meanwhile."""
 LEFT = "left"
 """Phase of a rank that is done."""
 GRACE_SECONDS = 25.0
@@ -52,7 +58,7 @@ class Watchdog:
 
     Args:
         folder:        where the stacks of all threads are written, `rank_N.txt`
-        stall_seconds: what a phase may take that says nothing else
+        stall_seconds: what a phase may take that says nothing else, and a process that says nothing
         tell:          is given the one sentence before the process ends
         store:         of the job, for the watching thread alone, since a call blocks the others of
                        a client; None watches one rank
@@ -70,8 +76,11 @@ class Watchdog:
     ) -> None:
         self.rank, self.world_size, self.folder = rank, world_size, folder
         self.stall_seconds, self.tell, self.store, self.end = stall_seconds, tell, store, end
-        self.period = min(max(stall_seconds / 10, 0.05), 2.0)
+        self.period = _period(stall_seconds)
         self._phase = _Phase(Beat(0, "starting", _now()), time.monotonic(), stall_seconds)
+        self._tick = 0
+        self._ticks: dict[int, tuple[int, float]] = {}
+        """Of other ranks the last count that was read, and when it was first."""
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._file: Any = None
@@ -90,7 +99,7 @@ class Watchdog:
         self._stopped.set()
         self._thread.join()
         faulthandler.cancel_dump_traceback_later()
-        self._publish(Beat(self._phase.beat.count, LEFT, _now()), tick=0)
+        self._publish(Beat(self._phase.beat.count, LEFT, _now()))
         self._file.close()
         with contextlib.suppress(OSError):
             file = self.folder / f"rank_{self.rank}.txt"
@@ -112,37 +121,58 @@ class Watchdog:
     # ---- the watching thread
 
     def _watch(self) -> None:
-        tick = 0
         while not self._stopped.wait(self.period):
-            tick += 1
             phase = self._phase
-            self._publish(phase.beat, tick)
-            if time.monotonic() - phase.begin > phase.limit:
-                self._end_process(phase, tick)
+            self._publish(phase.beat)
+            is_late = time.monotonic() - phase.begin > phase.limit
+            missed = self._missed()
+            if is_late or missed:
+                self._end_process(phase, None if is_late else missed)
 
-    def _publish(self, beat: Beat, tick: int) -> None:
+    def _missed(self) -> set[int]:
+        """Return the ranks, of those that this one looks at, whose count stands still for long."""
+        if self.store is None:
+            return set()
+        others = range(1, self.world_size) if self.rank == 0 else (0,)
+        found, now = self._read(others), time.monotonic()
+        for rank in others:
+            tick = found[rank].tick if rank in found else -1
+            if rank not in self._ticks or self._ticks[rank][0] != tick:
+                self._ticks[rank] = tick, now
+        if self.store is None:  # it has failed meanwhile
+            return set()
+        left = {rank for rank, beat in found.items() if beat.phase == LEFT}
+        still = {r for r, (_, since) in self._ticks.items() if now - since > self.stall_seconds}
+        return still - left
+
+    def _publish(self, beat: Beat) -> None:
         if self.store is None:
             return
-        content = asdict(beat) | {"tick": tick}
+        self._tick += 1
+        content = asdict(beat) | {"tick": self._tick}
         try:
             self.store.set(_key(self.rank), json.dumps(content))
         except RuntimeError:  # the job ends, or its first machine is gone
             self.store = None
 
-    def _end_process(self, phase: _Phase, tick: int) -> None:
-        """End it, unless it goes on while the others are looked at."""
-        sentence, silent = self._sentence(phase, tick)
-        if phase is not self._phase or self._stopped.is_set():
+    def _end_process(self, phase: _Phase, missed: set[int] | None) -> None:
+        """End it, unless it goes on while the others are looked at.
+
+        Args: missed: others that are why, unless they go on; None: this rank's phase is too long
+        """
+        sentence, silent = self._sentence(phase)
+        goes_on = phase is not self._phase if missed is None else not missed & set(silent)
+        if goes_on or self._stopped.is_set():
             return
         faulthandler.dump_traceback(self._file, all_threads=True)
         self._file.flush()
         self.tell(f"{sentence}; stacks of all threads: {self.folder}", silent)
         self.end(EXIT_CODE)
 
-    def _sentence(self, phase: _Phase, tick: int) -> tuple[str, list[int]]:
+    def _sentence(self, phase: _Phase) -> tuple[str, list[int]]:
         """Return what to say, and the ranks that say nothing themselves."""
         own = phase.beat
-        beats, frozen = self._look_around(own, tick)
+        beats, frozen = self._look_around(own)
         seconds = f"{phase.limit:g} s"
         if frozen:
             names = _ranks(frozen)
@@ -158,17 +188,16 @@ class Watchdog:
             told += "; the others wait for it"
         return told, []
 
-    def _look_around(self, own: Beat, tick: int) -> tuple[dict[int, Beat], list[int]]:
+    def _look_around(self, own: Beat) -> tuple[dict[int, Beat], list[int]]:
         """Return what the ranks do, and those whose processes run no more."""
         if self.store is None:
             return {self.rank: own}, []
-        first = self._read_all()
+        first = self._read(range(self.world_size))
         deadline = time.monotonic() + 5 * self.period
         while time.monotonic() < deadline:  # as the others do, who look at this one
             time.sleep(self.period)
-            tick += 1
-            self._publish(own, tick)
-        then = self._read_all() if self.store is not None else first
+            self._publish(own)
+        then = self._read(range(self.world_size)) if self.store is not None else first
         frozen = [
             rank
             for rank in range(self.world_size)
@@ -179,16 +208,25 @@ class Watchdog:
         beats = {rank: beat for rank, beat in first.items() if rank not in left}
         return beats | {self.rank: own}, [rank for rank in frozen if rank not in left]
 
-    def _read_all(self) -> dict[int, Beat]:
+    def _read(self, ranks: Iterable[int]) -> dict[int, Beat]:
         found = {}
         assert self.store is not None
         try:
-            for rank in range(self.world_size):
+            for rank in ranks:
                 if self.store.check([_key(rank)]):
                     found[rank] = Beat(**json.loads(self.store.get(_key(rank))))
         except RuntimeError:
             self.store = None
         return found
+
+
+def most_seconds(limit: float, stall_seconds: float) -> float:
+    """Return how long after its begin a phase that may take `limit` seconds is told of, at most."""
+    return limit + _MOST_PERIODS * _period(stall_seconds)
+
+
+def _period(stall_seconds: float) -> float:
+    return min(max(stall_seconds / 10, 0.05), 2.0)
 
 
 def _key(rank: int) -> str:

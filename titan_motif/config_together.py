@@ -1,9 +1,11 @@
 """What settings must be beside others: each rule gives the key and what is wrong."""
 
+import math
 from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any
 
+from titan_motif.components.watchdog import most_seconds
 from titan_motif.config import ActivationCheckpoint, JobConfig, LRScheduler
 from titan_motif.config_keys import Finding, value_of
 from titan_motif.config_types import told
@@ -123,6 +125,7 @@ def _reading(config: JobConfig) -> Iterator[Finding]:
 
 
 def _watching(config: JobConfig) -> Iterator[Finding]:
+    stall_seconds, _ = config.watchdog.limits(config.comm)
     for name, other in (("stall_seconds", "train"), ("slow_seconds", "init")):
         value = getattr(config.watchdog, name)
         bound = getattr(config.comm, f"{other}_timeout_seconds")
@@ -131,6 +134,12 @@ def _watching(config: JobConfig) -> Iterator[Finding]:
                 f"watchdog.{name}",
                 f"is {value:g}; -1, or at least 1 and less than comm.{other}_timeout_seconds "
                 f"({bound}) is needed",
+            )
+        elif value != -1 and (needed := most_seconds(value, stall_seconds)) > bound:
+            yield (
+                f"watchdog.{name}",
+                f"is {value:g}; it needs comm.{other}_timeout_seconds, {bound}, to be at least "
+                f"{math.ceil(needed)}: other ranks are looked at before the run is ended",
             )
 
 

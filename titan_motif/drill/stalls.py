@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from titan_motif.components.watchdog import most_seconds
 from titan_motif.drill.fault import Fault, Outcome
 from titan_motif.drill.kills import reference_run, whole_steps
 from titan_motif.drill.rank import STRUCK
@@ -19,10 +20,15 @@ from titan_motif.drill.runs import last_line, start
 from titan_motif.drill.small_job import shared_folder, small_job
 from titan_motif.run_folder import STALLS as STALLS_FOLDER
 
-STALL_SECONDS = 5
-"""What the job allows a step."""
-LIMIT_SECONDS = 60
-"""From the stall that the job allows to the end of the run."""
+STALL_SECONDS, SLOW_SECONDS = 5, 15
+"""What the job allows a step, and what takes longer: three times that, as by default."""
+_BUSY_SECONDS = 8
+"""By which a machine with more to do than this is late."""
+SENTENCE_SECONDS = most_seconds(STALL_SECONDS, STALL_SECONDS) + _BUSY_SECONDS
+"""From the fault to the sentence."""
+LIMIT_SECONDS = SENTENCE_SECONDS + 30 + _BUSY_SECONDS
+"""From the fault to the end of the run: torchrun waits for ranks that hang for 30 s."""
+_FULL_DISK_SECONDS = 60
 _SECONDS = 180
 _LAST_STEP = 14
 
@@ -76,7 +82,7 @@ def run_stall(kind: Kind, number: int, folder: Path) -> Outcome:
     rank, step = number % 2, draw.randint(2, _LAST_STEP)
     job = small_job(shared_folder(folder))
     settings = [f"--job.config_file={job}", f"--watchdog.stall_seconds={STALL_SECONDS}"]
-    settings += ["--watchdog.slow_seconds=30", *kind.settings]
+    settings += [f"--watchdog.slow_seconds={SLOW_SECONDS}", *kind.settings]
     word = kind.words[number // 2 % len(kind.words)]
     told = f"{word}, step {step}, rank {rank}"
     run_folder, fault = folder / "run", f"{word} {step} {rank}"
@@ -85,6 +91,8 @@ def run_stall(kind: Kind, number: int, folder: Path) -> Outcome:
             struck = run_folder / STARTS / f"001-{rank}{STRUCK}"
             run.until(struck.exists, _SECONDS)
             begin = time.monotonic()
+            run.until(lambda: "\nerror: " in run.log() or run.is_over, _SECONDS)
+            told_after = time.monotonic() - begin
             codes = run.wait(_SECONDS)
             seconds, log = time.monotonic() - begin, run.log()
     except (TimeoutError, RuntimeError) as error:
@@ -93,8 +101,8 @@ def run_stall(kind: Kind, number: int, folder: Path) -> Outcome:
     words = kind.told.format(rank=rank)
     if codes != [1]:
         return Outcome(False, f"{told}: ended with {codes}: {last_line(log)}")
-    if seconds > STALL_SECONDS + LIMIT_SECONDS:
-        return Outcome(False, f"{told}: took {seconds:.1f} s")
+    if told_after > SENTENCE_SECONDS or seconds > LIMIT_SECONDS:
+        return Outcome(False, f"{told}: told after {told_after:.1f} s, took {seconds:.1f} s")
     if len(sentences) != 1 or words not in sentences[0]:
         return Outcome(False, f"{told}: said {sentences or last_line(log)}")
     if kind.frame:
@@ -103,7 +111,8 @@ def run_stall(kind: Kind, number: int, folder: Path) -> Outcome:
         )
         if str(stacks.parent) not in sentences[0] or kind.frame not in stacks.read_text():
             return Outcome(False, f"{told}: {stacks} has no {kind.frame!r}: {sentences[0]}")
-    return Outcome(True, f"{told}: over after {seconds:.1f} s: {sentences[0]}")
+    when = f"told after {told_after:.1f} s, over after {seconds:.1f} s"
+    return Outcome(True, f"{told}: {when}: {sentences[0]}")
 
 
 def run_full_disk(number: int, folder: Path) -> Outcome:
@@ -133,7 +142,7 @@ def run_full_disk(number: int, folder: Path) -> Outcome:
         sentences = [line for line in log.splitlines() if line.startswith("error: ")]
         newest = before[0] if before else 0
         says = f"continuing from step {newest} " if newest else "starting from the first step"
-        if 0 in codes or seconds > LIMIT_SECONDS:
+        if 0 in codes or seconds > _FULL_DISK_SECONDS:
             return Outcome(False, f"{told}: ended with {codes} after {seconds:.1f} s")
         # Of two ranks the other one may say, with its stack, that it lost the first.
         has_stack = any(line.startswith("OSError") for line in log.splitlines())
@@ -166,9 +175,11 @@ def can_mount() -> bool:
     return os.geteuid() == 0 and shutil.which("mount") is not None
 
 
+_SENTENCE = "one sentence that says what and where"
 BAR = (
-    "one sentence that says what and where, and an exit code that is not 0, within 60 s of what "
-    "the job allows"
+    f"{_SENTENCE}, within {SENTENCE_SECONDS:g} s of the fault (the job allows a step "
+    f"{STALL_SECONDS} s), and an exit code that is not 0, within {LIMIT_SECONDS:g} s (torchrun "
+    "waits 30 s for ranks that hang)"
 )
 STALLS = tuple(
     Fault(kind.name, kind.title, BAR, count=10, num_quick=0, run=partial(run_stall, kind))
@@ -177,8 +188,9 @@ STALLS = tuple(
 FULL_DISK = Fault(
     "full-disk",
     "the file system of the run has no room: sync and async saves, 1 and 2 ranks",
-    f"{BAR}; with room again the run goes on from the newest whole step and ends bit for bit like "
-    "one that nobody disturbed",
+    f"{_SENTENCE}, no stack of the full disk, and an exit code that is not 0, within "
+    f"{_FULL_DISK_SECONDS} s; with room again the run goes on from the newest whole step and ends "
+    "bit for bit like one that nobody disturbed",
     count=10,
     num_quick=0,
     run=run_full_disk,

@@ -85,7 +85,7 @@ def test_a_rank_that_tells_nothing_any_more_is_named(tmp_path, store):
     """Rank 1 told what it did once, rank 2 never."""
     rank, gone = Rank(tmp_path, 0, store, 3), Rank(tmp_path, 1, store, 3)
     gone.watchdog.enter("step 9: the optimizer's step")
-    gone.watchdog._publish(gone.watchdog._phase.beat, tick=4)
+    gone.watchdog._publish(gone.watchdog._phase.beat)
     rank.watchdog.start()
     assert rank.ended.wait(TIMEOUT)
     (told,) = rank.said
@@ -95,6 +95,42 @@ def test_a_rank_that_tells_nothing_any_more_is_named(tmp_path, store):
     )
     assert rank.silent == [1, 2]
     rank.watchdog.stop()
+
+
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_a_process_that_stands_still_is_named_however_long_the_others_may_wait(
+    tmp_path, store, frozen
+):
+    """They wait for it to save, say; a rank that is busy for as long is left alone."""
+    other, busy = Rank(tmp_path, 1 - frozen, store, 3), Rank(tmp_path, 2, store, 3)
+    gone = Rank(tmp_path, frozen, store, 3)
+    gone.watchdog.enter("after step 6: what is due")
+    gone.watchdog._publish(gone.watchdog._phase.beat)
+    busy.watchdog.start()
+    busy.watchdog.enter("saving step 6", seconds=TIMEOUT)
+    other.watchdog.start()
+    other.watchdog.enter("waiting for the others", seconds=TIMEOUT)
+    begin = time.monotonic()
+    assert other.ended.wait(TIMEOUT)
+    assert time.monotonic() - begin < TIMEOUT / 2
+    (told,) = other.said
+    assert told.startswith(
+        f"nothing is heard of rank {frozen}: stopped, or its machine is gone; the last that was "
+        "told: after step 6: what is due; stacks"
+    )
+    assert other.silent == [frozen]
+    busy.watchdog.stop()
+    other.watchdog.stop()
+
+
+def test_a_process_that_goes_on_meanwhile_is_not_missed(tmp_path, store):
+    """All of a machine's were stopped for a while."""
+    rank, other = Rank(tmp_path, 0, store, 2), Rank(tmp_path, 1, store, 2)
+    other.watchdog.start()
+    other.watchdog.enter("saving step 6", seconds=TIMEOUT)
+    rank.watchdog._end_process(rank.watchdog._phase, {1})
+    other.watchdog.stop()
+    assert not rank.said
 
 
 def test_a_rank_that_is_done_is_not_missed(tmp_path, store):

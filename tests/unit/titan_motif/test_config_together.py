@@ -67,6 +67,18 @@ BAD = {
         ["--watchdog.stall_seconds=0.5"],
         "stall_seconds is 0.5; -1, or at least 1 and less than comm.train_timeout_seconds (600)",
     ),
+    "patience that ends too late": (
+        ["--watchdog.stall_seconds=40", "--comm.train_timeout_seconds=45"],
+        "stall_seconds is 40; it needs comm.train_timeout_seconds, 45, to be at least 54: other",
+    ),
+    "slow patience that ends too late": (
+        [
+            "--watchdog.slow_seconds=50",
+            "--watchdog.stall_seconds=5",
+            "--comm.init_timeout_seconds=53",
+        ],
+        "slow_seconds is 50; it needs comm.init_timeout_seconds, 53, to be at least 54: other",
+    ),
     "names of both": (
         [
             "--optimizer.muon.muon_patterns=layers.0.*proj*",
@@ -100,6 +112,7 @@ def test_what_does_not_go_together_is_answered_with_one_line(case: str, capsys, 
         ["--step_check.spike_z_score=4", "--step_check.spike_window=7"],
         [*OFF, "--moving_average.num_checkpoints=2", "--checkpoint.async_mode=async"],
         ["--watchdog.enable=false", "--profiling.profile_freq=7", "--evaluation.freq=7"],
+        ["--watchdog.stall_seconds=40", "--comm.train_timeout_seconds=54"],
     ],
 )
 def test_what_does_is_accepted(arguments: list[str], monkeypatch):
