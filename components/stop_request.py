@@ -45,7 +45,7 @@ class StopRequest:
         self.received: signal.Signals | None = None
         """The first one that came to this rank."""
         self.received_at: float | None = None
-        """Of the monotonic clock."""
+        """Of the monotonic clock; once all have agreed, of the first that came to any rank."""
 
     def install(self) -> None:
         """Take the signals from now on."""
@@ -57,11 +57,14 @@ class StopRequest:
 
         Every rank has to call it as often as the others.
         """
-        number = 0 if self.received is None else int(self.received)
+        number, now = 0 if self.received is None else int(self.received), time.monotonic()
         if self.group is not None:
-            flag = torch.tensor([number])
-            dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.group)
-            number = int(flag)
+            age = 0.0 if self.received_at is None else now - self.received_at
+            told = torch.tensor([number, age], dtype=torch.float64)
+            dist.all_reduce(told, dist.ReduceOp.MAX, group=self.group)
+            number = int(told[0])
+            if number:
+                self.received_at = now - float(told[1])
         return signal.Signals(number) if number else None
 
     def _receive(self, number: int, frame: FrameType | None) -> None:

@@ -88,10 +88,9 @@ class RunControl:
 
     def leave_mark(self, step: int, received: signal.Signals) -> None:
         """Say, after the save (if a step was done), that the run was stopped and can go on."""
-        seconds = None
-        if self.stop.received_at is not None:
-            seconds = round(time.monotonic() - self.stop.received_at, 2)
         if self.is_first_rank:
+            received_at = self.stop.received_at
+            seconds = None if received_at is None else round(time.monotonic() - received_at, 2)
             content = {
                 "step": step,
                 "signal": received.name,
