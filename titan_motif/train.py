@@ -24,6 +24,7 @@ import torchtitan
 import torchtitan.train
 from torch import Tensor
 from torch.distributed.elastic.multiprocessing.errors import record
+from torch.distributed.fsdp import FSDPModule
 from torchtitan.components.loss import IGNORE_INDEX
 from torchtitan.distributed import utils as dist_utils
 from torchtitan.tools.logging import logger
@@ -300,6 +301,9 @@ class MotifTrainer(torchtitan.train.Trainer):
         done, num_read = self.done
         self.dataloader.take_back(num_read)
         self.step = done
+        for module in self.model_parts[0].modules():
+            if isinstance(module, FSDPModule):  # gathered by a pass that no backward one follows
+                module.reshard()
         self.control.enter(f"{order.signal.name}: saving step {done}", is_slow=True)
         if done and not self.checkpointer.save_now(done):
             raise CheckpointError(

@@ -79,8 +79,9 @@ def run(
     """Run a job on this rank; return its log.
 
     `stop_after` leaves at a step, as if killed; `signal_at` lets SIGTERM come to the last rank
-    alone, in a step and a micro-batch of it (from 1); `spoil` makes a number NaN or infinite, whose
-    fate is the log's last line, before it an error that ends the run.
+    alone, in a step and a micro-batch of it (from 1; 0: in the validation after it); `spoil` makes
+    a number NaN or infinite, whose fate is the log's last line, before it an error that ends the
+    run.
     """
     import titan_motif.train
     from titan_motif.config_loading import load_config
@@ -133,16 +134,21 @@ def _train_spoiled(trainer, spoil: tuple) -> list[str]:
 
 def _receive_at(trainer, step: int, micro_batch: int) -> None:
     """Let the last rank find a signal received, in the middle of a micro-batch."""
-    forward_backward = trainer.forward_backward_step
+    forward_backward, validate = trainer.forward_backward_step, trainer.validator.before_batch
+    is_last = torch.distributed.get_rank() == torch.distributed.get_world_size() - 1
 
     def receiving(**batch):
         loss = forward_backward(**batch)
-        is_last = torch.distributed.get_rank() == torch.distributed.get_world_size() - 1
         if is_last and (trainer.step, trainer.num_micro_batches) == (step, micro_batch):
             trainer.control.stop.received = signal.SIGTERM
         return loss
 
-    trainer.forward_backward_step = receiving
+    def validating():
+        validate()
+        if is_last and (trainer.step, 0) == (step, micro_batch):
+            trainer.control.stop.received = signal.SIGTERM
+
+    trainer.forward_backward_step, trainer.validator.before_batch = receiving, validating
 
 
 def run_main(argv: list[str], root: str, folder: str, crash: bool = False):
