@@ -3,11 +3,12 @@
 import math
 import pkgutil
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from titan_motif.drill import kills
+from titan_motif.drill import kills, stops
 from titan_motif.drill.kills import KILLS, Case, StepWatch, draw_case, reference_run, run_case
 from titan_motif.drill.run_record import first_difference, read_run
 from titan_motif.drill.servant import Servant
@@ -23,7 +24,7 @@ def test_killed_within_a_save_it_goes_on_and_another_end_would_be_noticed(
     shared: Path, tmp_path: Path
 ):
     reference = reference_run(shared, 1)
-    case = Case("async", 1, None, False, saving_step=9, after_seconds=0.02)
+    case = Case("async", 1, None, False, "save", 9, after_seconds=0.02)
     outcome = run_case(case, tmp_path, small_job(shared), reference)
     assert outcome.is_held, outcome.told
 
@@ -76,9 +77,21 @@ def test_cases_follow_from_their_numbers():
     for mode in ("disabled", "async"):
         for num_ranks in (1, 2):
             assert sum((c.mode, c.num_ranks) == (mode, num_ranks) for c in cases) == 50
-    assert sum(case.saving_step is not None for case in cases) > KILLS.count / 2
+    assert sum(case.moment == "save" for case in cases) > KILLS.count / 2
+    assert 0 < sum(case.step <= 3 for case in cases) <= KILLS.count / 20
+    assert {case.step for case in cases if case.moment == "step"} >= set(range(4, 16))
     assert any(case.rank is not None for case in cases)
     assert any(case.launches for case in cases)
+
+
+def test_stops_fall_into_all_of_a_run():
+    cases = [stops.draw_case(number) for number in range(stops.STOPS.count)]
+    assert cases == [stops.draw_case(number) for number in range(stops.STOPS.count)]
+    counts = Counter(case.moment for case in cases)
+    assert counts["step"] > 15
+    assert counts["save"] > 15
+    assert counts["validation"] > 5
+    assert len({case.step for case in cases}) > 9
 
 
 @pytest.mark.slow

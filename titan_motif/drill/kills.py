@@ -13,7 +13,7 @@ from titan_motif.components.seal import SEAL, content_problem
 from titan_motif.components.whole_files import alone_in
 from titan_motif.drill.fault import Fault, Outcome
 from titan_motif.drill.run_record import RunRecord, first_difference, read_run
-from titan_motif.drill.runs import SmallRun, last_line, run_to_end, start
+from titan_motif.drill.runs import Moment, SmallRun, last_line, run_to_end, start
 from titan_motif.drill.small_job import shared_folder, small_job
 
 STEPS_SAVED = (3, 6, 9, 12, 15)
@@ -35,22 +35,23 @@ class Case(NamedTuple):
     rank: int | None
     """The rank that is killed; None for all."""
     launches: bool
-    saving_step: int | None
-    """Killed this long after the step's folder has appeared; None: after the run's beginning."""
+    moment: Moment
+    step: int
     after_seconds: float
+    """Killed this long after the step, or the save of it, has begun."""
 
     def __str__(self) -> str:
         ranks = f"{self.num_ranks} rank{'s' if self.num_ranks > 1 else ''}"
         killed = "all" if self.rank is None else f"rank {self.rank}"
-        since = "the start" if self.saving_step is None else f"save {self.saving_step} began"
         how = ", launcher" if self.launches else ""
-        return (
-            f"{self.mode}, {ranks}{how}, {killed} killed {self.after_seconds:.3f} s after {since}"
-        )
+        when = f"{self.after_seconds:.3f} s after {self.moment} {self.step} began"
+        return f"{self.mode}, {ranks}{how}, {killed} killed {when}"
 
 
 def draw_case(number: int, attempt: int = 0) -> Case:
     """Return a case by its number: two of three fall into a save, or shortly after.
+
+    Few fall before the first save, or into it: from nothing, a run begins again.
 
     Args:
         attempt: the number of earlier moments at which the run was over already
@@ -58,15 +59,17 @@ def draw_case(number: int, attempt: int = 0) -> Case:
     draw = random.Random(number + 1_000_003 * attempt)
     num_ranks = 1 + number // 2 % 2
     launches = number % _LAUNCHED_EACH == _LAUNCHED_EACH - 1
-    saving_step = draw.choice(STEPS_SAVED) if draw.random() < 2 / 3 else None
-    longest = 0.25 if saving_step else 12.0 if launches else 3.0
+    moment: Moment = "save" if draw.random() < 2 / 3 else "step"
+    steps = STEPS_SAVED if moment == "save" else range(1, STEPS_SAVED[-1] + 1)
+    weights = [1 if step <= STEPS_SAVED[0] else 8 for step in steps]
     return Case(
         mode=("disabled", "async")[number % 2],
         num_ranks=num_ranks,
         rank=draw.randrange(2) if num_ranks == 2 and draw.random() < 0.25 else None,
         launches=launches,
-        saving_step=saving_step,
-        after_seconds=draw.uniform(0, longest),
+        moment=moment,
+        step=draw.choices(steps, weights)[0],
+        after_seconds=draw.uniform(0, 0.25 if moment == "save" else 0.1),
     )
 
 
@@ -110,9 +113,7 @@ class StepWatch:
 
 def kill(run: SmallRun, case: Case, watch: StepWatch) -> bool:
     """Kill a run at a case's moment, wait for its end, and return whether it was not over then."""
-    if case.saving_step is not None:
-        begun = watch.folder / f"step-{case.saving_step}"
-        watch.until(lambda: begun.exists() or run.is_over, _SECONDS)
+    watch.until(lambda: run.has_begun(case.moment, case.step) or run.is_over, _SECONDS)
     moment = time.monotonic() + case.after_seconds
     watch.until(lambda: time.monotonic() > moment or run.is_over, case.after_seconds)
     run.signal(signal.SIGKILL, case.rank)
@@ -190,8 +191,8 @@ def run(number: int, folder: Path) -> Outcome:
 
 KILLS = Fault(
     name="kills",
-    title="kill -9 at 200 random moments, two of three in a save or shortly after it: sync and "
-    "async, 1 and 2 ranks, all ranks or one",
+    title="kill -9 at 200 moments of the whole run, two of three in a save or shortly after it: "
+    "sync and async, 1 and 2 ranks, all ranks or one",
     bar="the run goes on from the newest whole step and ends bit for bit like one that nobody "
     "disturbed; no whole step is lost; nothing begins from random weights but a run that had none",
     count=200,

@@ -29,6 +29,8 @@ from titan_motif.train import MotifTrainer, main
 
 STRUCK = ".struck"
 """Of the file beside a rank's record that says that its fault has struck."""
+VALIDATING = ".validating-"
+"""Of the file beside a rank's record that says that validation after a step has begun."""
 READ = "TITAN_MOTIF_DRILL_READ"
 """Environment variable: the beginning of the name of the file that a rank writes its record to."""
 FAULT = "TITAN_MOTIF_DRILL_FAULT"
@@ -42,7 +44,7 @@ def run_rank(argv: Sequence[str]) -> int:
     """
     path = Path(f"{os.environ[READ]}{os.environ['RANK']}.jsonl")
     clock = SimpleNamespace(perf_counter=time.perf_counter, sleep=lambda seconds: None)
-    original = MotifTrainer.forward_backward_step
+    original, validate = MotifTrainer.forward_backward_step, MotifTrainer._before_validation_batch
     with path.open("a", buffering=1) as file:
 
         def record(trainer: MotifTrainer, **given: Any) -> torch.Tensor:
@@ -50,9 +52,14 @@ def run_rank(argv: Sequence[str]) -> int:
             file.write(json.dumps({"step": trainer.step, "sequences": sequences}) + "\n")
             return original(trainer, **given)
 
+        def note(trainer: MotifTrainer) -> None:
+            path.with_name(f"{path.stem}{VALIDATING}{trainer.step}").touch()
+            validate(trainer)
+
         with (
             faulty(os.environ.get(FAULT, "").split(), path.with_suffix(STRUCK)),
             mock.patch.object(MotifTrainer, "forward_backward_step", record),
+            mock.patch.object(MotifTrainer, "_before_validation_batch", note),
             mock.patch.object(torchtitan.train, "time", clock),
         ):
             return main(argv)

@@ -30,8 +30,9 @@ class RunRecord(NamedTuple):
 def read_run(folder: Path) -> RunRecord:
     """Return what came of a run."""
     whole = [saved.path for saved in saved_steps(folder / "checkpoint") if not saved.problem]
+    lines = [line for line in read_history(folder) if "validation_loss" not in line]
     return RunRecord(
-        {line["step"]: {name: line[name] for name in FIGURES} for line in read_history(folder)},
+        {line["step"]: {name: line[name] for name in FIGURES} for line in lines},
         _read_sequences(folder / STARTS),
         state_hashes(whole[0]) if whole else {},
     )

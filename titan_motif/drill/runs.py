@@ -14,6 +14,7 @@ again in its folder goes on; each start has its log and its record of what the m
 """
 
 import contextlib
+import json
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -24,17 +25,19 @@ from collections.abc import Callable, Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 from unittest import mock
 
 from torch.distributed import TCPStore
 
-from titan_motif.drill.rank import FAULT, READ, run_forked
+from titan_motif.drill.rank import FAULT, READ, VALIDATING, run_forked
 from titan_motif.drill.run_record import STARTS
 from titan_motif.experiments.job import launcher
 
 ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"}
 """One thread a rank: two ranks then add numbers in the same order each time."""
+Moment = Literal["step", "save", "validation"]
+"""What of a step begins."""
 _LEFT_SECONDS = 20
 """What the kernel may take to end what was killed."""
 
@@ -50,7 +53,7 @@ class SmallRun:
     def __init__(self, folder: Path, start: Path, num_ranks: int) -> None:
         self.folder, self.num_ranks = folder, num_ranks
         self.begun = time.monotonic()
-        self._log = Path(f"{start}.log")
+        self._start, self._log = start, Path(f"{start}.log")
 
     def __enter__(self) -> Self:
         return self
@@ -109,6 +112,16 @@ class SmallRun:
                 self.signal(signal.SIGKILL)
                 raise TimeoutError(f"{self.folder}: nothing came of it in {seconds} s")
             time.sleep(0.01)
+
+    def has_begun(self, what: Moment, step: int) -> bool:
+        """Return whether a step, the save of it or the validation after it has begun."""
+        if what == "save":
+            return (self.folder / "checkpoint" / f"step-{step}").exists()
+        record = Path(f"{self._start}-0.jsonl")
+        if what == "validation":
+            return record.with_name(f"{record.stem}{VALIDATING}{step}").exists()
+        lines = record.read_text().splitlines() if record.exists() else []
+        return bool(lines) and json.loads(lines[-1])["step"] >= step
 
     def log(self) -> str:
         """Return what this start's ranks have printed, and the launcher."""

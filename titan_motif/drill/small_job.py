@@ -207,7 +207,10 @@ def small_job(shared: Path) -> Path:
     with alone_in(shared), contextlib.redirect_stdout(io.StringIO()):
         if not file.exists():
             prepare(shared / "corpus", vocab_size=512, megabytes=0.2)
-            _cut(shared / "corpus/mathematics/train", shared / "short/train", SHORT_TOKENS)
+            for split in ("train", "validation"):
+                _cut(
+                    shared / f"corpus/mathematics/{split}", shared / f"short/{split}", SHORT_TOKENS
+                )
             file.write_text(TEXT.format(shared=shared))
     return file
 
@@ -218,5 +221,5 @@ def _cut(split: Path, target: Path, num_tokens: int) -> None:
     offsets = np.load(split / "document_offsets.npy", allow_pickle=False)
     target.mkdir(parents=True, exist_ok=True)
     np.save(target / "tokens.npy", tokens)
-    ends = np.append(offsets[offsets < num_tokens], num_tokens)
+    ends = np.append(offsets[offsets < len(tokens)], len(tokens))  # a split may be as short
     np.save(target / "document_offsets.npy", ends)

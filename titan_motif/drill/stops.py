@@ -3,14 +3,15 @@
 import random
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from titan_motif.components.foreign_files import read_json
 from titan_motif.drill.fault import Fault, Outcome
 from titan_motif.drill.kills import StepWatch, reference_run, whole_steps
-from titan_motif.drill.run_record import STARTS, first_difference, read_run
-from titan_motif.drill.runs import SmallRun, last_line, start
+from titan_motif.drill.run_record import RunRecord, first_difference, read_run
+from titan_motif.drill.runs import Moment, last_line, start
 from titan_motif.drill.small_job import shared_folder, small_job
 from titan_motif.run_control import EXIT_PREEMPTED
 from titan_motif.run_folder import PREEMPTED
@@ -20,7 +21,15 @@ LIMIT_SECONDS = 20
 _SECONDS = 90
 _LAUNCHED_EACH = 10
 """Every so many cases, the last of them, the job is started by the product's own launcher."""
-_STEPS_SAVED = (3, 6, 9, 12)
+_STEPS: dict[Moment, Sequence[int]] = {
+    "step": range(1, 14),
+    "save": (3, 6, 9, 12),
+    "validation": (4, 8, 12),
+}
+"""That moments are drawn from: the whole run but its end, which may be over by then."""
+_VALIDATION = ("freq=4", "steps=60", "seq_len=16", "local_batch_size=1")
+_ATTEMPTS = 3
+"""To reach a moment: a busy machine looks too late."""
 
 
 class Case(NamedTuple):
@@ -33,32 +42,34 @@ class Case(NamedTuple):
     """The rank that gets it; None for all."""
     launches: bool
     number: signal.Signals
-    saving_step: int | None
-    """It comes this long after the step's folder has appeared; None: after training began."""
+    moment: Moment
+    step: int
     after_seconds: float
+    """It comes this long after the step, the save of it or the validation after it has begun."""
 
     def __str__(self) -> str:
         ranks = f"{self.num_ranks} rank{'s' if self.num_ranks > 1 else ''}"
-        since = "training began" if self.saving_step is None else f"save {self.saving_step} began"
         to = "launcher" if self.launches else "all" if self.rank is None else f"rank {self.rank}"
-        when = f"{self.after_seconds:.3f} s after {since}"
+        when = f"{self.after_seconds:.3f} s after {self.moment} {self.step} began"
         return f"{self.mode}, {ranks}, {self.number.name} to {to} {when}"
 
 
 def draw_case(number: int) -> Case:
-    """Return a case by its number: half of them fall into a save, or shortly after."""
+    """Return a case by its number: two of five fall into a save, or shortly after."""
     draw = random.Random(number)
     num_ranks = 1 + number // 2 % 2
     launches = number % _LAUNCHED_EACH == _LAUNCHED_EACH - 1
     others = (signal.SIGINT, signal.SIGUSR1)
+    moment: Moment = draw.choices(("step", "save", "validation"), (2, 2, 1))[0]
     return Case(
         mode=("disabled", "async")[number % 2],
         num_ranks=num_ranks,
         rank=draw.randrange(2) if num_ranks == 2 and draw.random() < 0.25 else None,
         launches=launches,
         number=draw.choice(others) if draw.random() < 0.2 and not launches else signal.SIGTERM,
-        saving_step=draw.choice(_STEPS_SAVED) if draw.random() < 0.5 else None,
-        after_seconds=draw.uniform(0, 0.1 if launches else 0.3),
+        moment=moment,
+        step=draw.choice(_STEPS[moment]),
+        after_seconds=draw.uniform(0, 0.1),
     )
 
 
@@ -67,39 +78,42 @@ def run(number: int, folder: Path) -> Outcome:
     case, shared = draw_case(number), shared_folder(folder)
     job, reference = small_job(shared), reference_run(shared, case.num_ranks)
     settings = [f"--job.config_file={job}", f"--checkpoint.async_mode={case.mode}"]
-    run_folder = folder / "run"
+    if case.moment == "validation":
+        settings += ["--validation.enable=true", *(f"--validation.{each}" for each in _VALIDATION)]
     try:
-        with start(settings, run_folder, case.num_ranks, launches=case.launches) as run:
-            if not _wait_for_moment(run, case):
-                return Outcome(False, f"{case}: was over before: {last_line(run.log())}")
-            run.signal(case.number, case.rank)
-            begin = time.monotonic()
-            codes = run.wait(_SECONDS)
-            seconds, log = time.monotonic() - begin, run.log()
-        missed = _missed(run_folder, codes, seconds, log)
-        if missed is None:
-            with start(settings, run_folder, case.num_ranks, launches=case.launches) as run:
-                codes = run.wait(_SECONDS)
-                missed = f"then ended with {codes}: {last_line(run.log())}" if any(codes) else None
-        missed = missed or first_difference(read_run(run_folder), reference)
+        for attempt in range(_ATTEMPTS):
+            outcome = _stop(case, settings, folder / str(attempt), reference)
+            if outcome is not None:
+                return outcome
     except TimeoutError as error:
         return Outcome(False, f"{case}: {error}")
-    return Outcome(missed is None, f"{case}: {missed or f'saved and over after {seconds:.1f} s'}")
+    return Outcome(False, f"{case}: was over before, {_ATTEMPTS} times")
 
 
-def _wait_for_moment(run: SmallRun, case: Case) -> bool:
-    """Return, at a case's moment, whether the run still runs."""
-    watch = StepWatch(run.folder / "checkpoint")
-    begun = watch.folder / f"step-{case.saving_step}"
-
-    def is_there() -> bool:
-        if case.saving_step is not None:
-            return begun.exists()
-        return any(file.stat().st_size for file in (run.folder / STARTS).glob("*.jsonl"))
-
-    watch.until(lambda: is_there() or run.is_over, _SECONDS)
-    time.sleep(case.after_seconds)
-    return not run.is_over
+def _stop(
+    case: Case, settings: Sequence[str], folder: Path, reference: RunRecord
+) -> Outcome | None:
+    """Stop a run, and start it again; None: it was over before."""
+    with start(settings, folder, case.num_ranks, launches=case.launches) as run:
+        watch = StepWatch(folder / "checkpoint")
+        watch.until(lambda: run.has_begun(case.moment, case.step) or run.is_over, _SECONDS)
+        time.sleep(case.after_seconds)
+        if run.is_over and not any(run.exit_codes()):
+            return None
+        run.signal(case.number, case.rank)
+        begin = time.monotonic()
+        codes = run.wait(_SECONDS)
+        seconds, log = time.monotonic() - begin, run.log()
+    missed = _missed(folder, codes, seconds, log)
+    if missed is not None:
+        return Outcome(False, f"{case}: {missed}")
+    step = read_json(folder / PREEMPTED)["step"]
+    with start(settings, folder, case.num_ranks, launches=case.launches) as run:
+        codes = run.wait(_SECONDS)
+        missed = f"then ended with {codes}: {last_line(run.log())}" if any(codes) else None
+    missed = missed or first_difference(read_run(folder), reference)
+    told = missed or f"step {step} saved and over after {seconds:.1f} s"
+    return Outcome(missed is None, f"{case}: {told}")
 
 
 def _missed(folder: Path, codes: list[int], seconds: float, log: str) -> str | None:
@@ -119,8 +133,8 @@ def _missed(folder: Path, codes: list[int], seconds: float, log: str) -> str | N
 
 STOPS = Fault(
     name="stops",
-    title="SIGTERM (in a fifth SIGINT or SIGUSR1) at random moments, half of them in a save: sync "
-    "and async, 1 and 2 ranks, to all or to one",
+    title="SIGTERM (in a fifth SIGINT or SIGUSR1) at random moments of the whole run, two of five "
+    "in a save, one of five in validation: sync and async, 1 and 2 ranks, to all or to one",
     bar="saved, exit code 75 within 20 s of the signal; started again, the run ends bit for bit "
     "like one that nobody disturbed (at least 59 of 60)",
     count=60,
