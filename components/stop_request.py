@@ -1,14 +1,17 @@
 """Whether a run should end at the next edge: any rank is asked by a signal, all agree on it."""
 
 import contextlib
+import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
+T = TypeVar("T")
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -31,6 +34,10 @@ def kept_from_new_processes() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+class WaitEnded(BaseException):
+    """A signal has come to a rank that waits; no Exception, which what waits may catch."""
+
+
 class StopRequest:
     """Takes signals, and lets all ranks decide alike.
 
@@ -45,28 +52,42 @@ class StopRequest:
         self.received: signal.Signals | None = None
         """The first one that came to this rank."""
         self.received_at: float | None = None
-        """Of the monotonic clock; once all have agreed, of the first that came to any rank."""
+        """As time.time has it; once all have agreed, when the first one came to any rank."""
+
+        self._is_waiting = False
 
     def install(self) -> None:
         """Take the signals from now on."""
         for each in SIGNALS:
             signal.signal(each, self._receive)
 
+    def ending(self, wait: Callable[[], T]) -> T:
+        """Return what a call returns that may wait for ever; WaitEnded if a signal comes first."""
+        self._is_waiting = True
+        try:
+            if self.received is not None:
+                raise WaitEnded
+            return wait()
+        finally:
+            self._is_waiting = False
+
     def agreed(self) -> signal.Signals | None:
         """Return a signal that came to any rank, the same on all, None if none did.
 
         Every rank has to call it as often as the others.
         """
-        number, now = 0 if self.received is None else int(self.received), time.monotonic()
+        number = 0 if self.received is None else int(self.received)
         if self.group is not None:
-            age = 0.0 if self.received_at is None else now - self.received_at
-            told = torch.tensor([number, age], dtype=torch.float64)
+            since = math.inf if self.received_at is None else self.received_at
+            told = torch.tensor([number, -since], dtype=torch.float64)
             dist.all_reduce(told, dist.ReduceOp.MAX, group=self.group)
             number = int(told[0])
             if number:
-                self.received_at = now - float(told[1])
+                self.received_at = -float(told[1])
         return signal.Signals(number) if number else None
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received is None:
-            self.received, self.received_at = signal.Signals(number), time.monotonic()
+            self.received, self.received_at = signal.Signals(number), time.time()
+        if self._is_waiting:
+            raise WaitEnded

@@ -1,7 +1,8 @@
 """What comes to a run from outside: a request to stop, and a watchdog over its progress.
 
-Edges are the places where a run can end so that nothing is lost: before a step, between a step's
-micro-batches (the step is then as if it had not begun), between batches of validation. At an edge
+Edges are the places where a run can end so that nothing is lost: before a step, once its data are
+read, between its micro-batches (the step is then as if it had not begun), between batches of
+validation. A rank that waits for data when a signal comes to it reads no further. At an edge
 all ranks decide together (titan_motif.components.stop_request).
 """
 
@@ -79,9 +80,12 @@ class RunControl:
         if self.is_first_rank:
             (self.folder / PREEMPTED).unlink(missing_ok=True)
 
-    def edge(self) -> None:
-        """Raise Preempted on all ranks, if a signal came to any; all have to call it alike."""
-        self.enter("waiting for the others", is_slow=True)
+    def edge(self, *, is_slow: bool = True) -> None:
+        """Raise Preempted on all ranks, if a signal came to any; all have to call it alike.
+
+        Args: is_slow: whether others may come from what takes long
+        """
+        self.enter("waiting for the others", is_slow=is_slow)
         received = self.stop.agreed()
         if received is not None:
             raise Preempted(received)
@@ -90,7 +94,7 @@ class RunControl:
         """Say, after the save (if a step was done), that the run was stopped and can go on."""
         if self.is_first_rank:
             received_at = self.stop.received_at
-            seconds = None if received_at is None else round(time.monotonic() - received_at, 2)
+            seconds = None if received_at is None else round(time.time() - received_at, 2)
             content = {
                 "step": step,
                 "signal": received.name,

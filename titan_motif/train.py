@@ -37,7 +37,7 @@ from titan_motif.components.float8 import precompute_scales
 from titan_motif.components.foreign_files import printable
 from titan_motif.components.moving_average import feed_back, passes_multiple
 from titan_motif.components.step_gate import StepRefused
-from titan_motif.components.stop_request import StopRequest
+from titan_motif.components.stop_request import StopRequest, WaitEnded
 from titan_motif.config import JobConfig
 from titan_motif.config_loading import ConfigError, load_config
 from titan_motif.evaluation.during_training import IntervalEvaluator
@@ -72,6 +72,8 @@ class MotifTrainer(torchtitan.train.Trainer):
         """Steps that are done, and those that were read for them."""
         self.num_micro_batches = 0
         """Of the step under way, begun."""
+        self.num_read = 0
+        """Micro-batches of it."""
         self.shape: tuple[int, int] | None = None
         """Tokens and rows of the micro-batches of the step under way."""
         self.has_new_shape = True
@@ -119,10 +121,13 @@ class MotifTrainer(torchtitan.train.Trainer):
     def _count_without_filling(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         while True:
             self.control.enter(f"step {self.step}: reading data")
-            batch = next(batches, None)
+            batch = self._read(batches)
             if batch is None:  # on this rank alone, perhaps: no end that the others know of
                 told = f"rank {self.rank} has no data for step {self.step}"
                 raise LoaderError(told, is_alone=True)
+            self.num_read += 1
+            if self.num_read == self.gradient_accumulation_steps and not self.has_fed_back:
+                self.control.edge(is_slow=False)
             self.control.enter(f"step {self.step}: has its data")
             inputs, labels = batch
             self.ntokens_seen -= int((labels == IGNORE_INDEX).sum())
@@ -130,6 +135,16 @@ class MotifTrainer(torchtitan.train.Trainer):
             share = self.step_tokens / self.batch_degree / self.gradient_accumulation_steps
             self.metrics_processor.ntokens_since_last_log += share - labels.numel()
             yield inputs, labels
+
+    def _read(self, batches: Iterator[Batch]) -> Batch | None:
+        """Return the next micro-batch; if a signal comes first, meet the others at their edge."""
+        if self.has_fed_back:
+            return next(batches, None)
+        try:
+            return self.control.stop.ending(lambda: next(batches, None))
+        except WaitEnded:
+            self.control.edge(is_slow=False)
+            raise
 
     def _edge(self) -> None:
         """End the run here, if it is to; not once its last step is saved as the model alone."""
@@ -149,7 +164,7 @@ class MotifTrainer(torchtitan.train.Trainer):
         self.lr_schedulers.begin_step(step.tokens)
         self.optimizers.monitor.begin_step(self.step)
         self.step_check.begin(self.step)
-        self.num_micro_batches = 0
+        self.num_micro_batches = self.num_read = 0
         with mock.patch.object(dist_utils, "clip_grad_norm_", self._clip_gradients):
             super().train_step(data_iterator)
         self.tokens_seen += step.tokens

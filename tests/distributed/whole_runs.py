@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import signal
+import time
 from pathlib import Path
 from unittest import mock
 
@@ -79,9 +80,9 @@ def run(
     """Run a job on this rank; return its log.
 
     `stop_after` leaves at a step, as if killed; `signal_at` lets SIGTERM come to the last rank
-    alone, in a step and a micro-batch of it (from 1; 0: in the validation after it); `spoil` makes
-    a number NaN or infinite, whose fate is the log's last line, before it an error that ends the
-    run.
+    alone, in a step and a micro-batch of it (from 1; 0: in the validation after it; -1: while
+    it waits for data that never come); `spoil` makes a number NaN or infinite, whose fate is the
+    log's last line, before it an error that ends the run.
     """
     import titan_motif.train
     from titan_motif.config_loading import load_config
@@ -140,15 +141,25 @@ def _receive_at(trainer, step: int, micro_batch: int) -> None:
     def receiving(**batch):
         loss = forward_backward(**batch)
         if is_last and (trainer.step, trainer.num_micro_batches) == (step, micro_batch):
-            trainer.control.stop.received = signal.SIGTERM
+            trainer.control.stop._receive(signal.SIGTERM, None)
         return loss
 
     def validating():
         validate()
         if is_last and (trainer.step, 0) == (step, micro_batch):
-            trainer.control.stop.received = signal.SIGTERM
+            trainer.control.stop._receive(signal.SIGTERM, None)
+
+    def stepping(batches):
+        if is_last and (trainer.step, -1) == (step, micro_batch):
+            batches = trainer._count_without_filling(never())
+        train_step(batches)
+
+    def never():
+        trainer.control.stop._receive(signal.SIGTERM, None)
+        yield time.sleep(3600)
 
     trainer.forward_backward_step, trainer.validator.before_batch = receiving, validating
+    train_step, trainer.train_step = trainer.train_step, stepping
 
 
 def run_main(argv: list[str], root: str, folder: str, crash: bool = False):

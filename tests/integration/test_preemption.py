@@ -35,6 +35,7 @@ def whole(rank_pool, small_corpus: Path, tmp_path_factory) -> dict[int, float]:
         pytest.param("disabled", (1, 1), 0, id="first step"),
         pytest.param("disabled", (4, 3), 4, id="validation"),
         pytest.param("disabled", (4, 0), 4, id="in validation"),
+        pytest.param("disabled", (5, -1), 4, id="waiting for data"),
         pytest.param("async", (5, 1), 4, id="accumulation, saving beside"),
         pytest.param("async", (8, 3), 8, id="last step"),
     ],
