@@ -226,6 +226,7 @@ def test_a_rank_finds_the_mistake_before_it_looks_for_the_others(capsys, monkeyp
         pytest.fail("a process group was formed")
 
     monkeypatch.setattr(train, "start_logging", lambda: None)
+    monkeypatch.setattr(train.StopRequest, "install", lambda self: None)  # the tests' Ctrl-C
     monkeypatch.setattr(torch.distributed, "init_process_group", no_group)
     ranks = {"WORLD_SIZE": "3", "LOCAL_RANK": "0", "RANK": "0", "MASTER_PORT": "0"}
     for name, value in {**ranks, "MASTER_ADDR": "localhost"}.items():
