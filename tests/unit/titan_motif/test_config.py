@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import titan_motif.device  # noqa: F401
-from titan_motif import check_config
+from titan_motif import check_config, train
 from titan_motif.config_files import ConfigError, read_files
 from titan_motif.config_keys import all_keys
 from titan_motif.config_loading import load_config
@@ -220,16 +220,11 @@ def test_a_bad_file_is_answered_with_one_line(case: str, tmp_path: Path, capsys)
 
 def test_a_rank_finds_the_mistake_before_it_looks_for_the_others(capsys, monkeypatch):
     """Under torchrun without run_train.sh nothing has checked the job before."""
-    from titan_motif import train
-
-    def no_group(*_, **__):
-        pytest.fail("a process group was formed")
-
     monkeypatch.setattr(train, "start_logging", lambda: None)
     monkeypatch.setattr(train.StopRequest, "install", lambda self: None)  # the tests' Ctrl-C
-    monkeypatch.setattr(torch.distributed, "init_process_group", no_group)
-    ranks = {"WORLD_SIZE": "3", "LOCAL_RANK": "0", "RANK": "0", "MASTER_PORT": "0"}
-    for name, value in {**ranks, "MASTER_ADDR": "localhost"}.items():
+    monkeypatch.delattr(torch.distributed, "init_process_group")
+    names = ("WORLD_SIZE", "LOCAL_RANK", "RANK", "MASTER_PORT", "MASTER_ADDR")
+    for name, value in zip(names, ("3", "0", "0", "0", "localhost"), strict=True):
         monkeypatch.setenv(name, value)
     assert train.main(["--job.config_file", DEBUG]) == 2
     (line,) = capsys.readouterr().err.splitlines()
