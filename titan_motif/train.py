@@ -303,6 +303,8 @@ class MotifTrainer(torchtitan.train.Trainer):
         try:
             super().train()
             self.gate.check_at_rest(self.optimizers.numbers(), "what follows the last step")
+            if self.checkpointer.enable:
+                self.checkpointer.wait()
             self._edge()
             self._evaluate(self.step)
             if self.job_config.summary.enable:
@@ -371,9 +373,14 @@ def report(
 
 
 def _close(trainer: MotifTrainer) -> None:
-    """End the trainer's threads; what TensorBoard has not written by then may find no room."""
+    """End the trainer's threads; what is not written by then may find no room.
+
+    A save that fails here was under way beside what ended the run, which has been told.
+    """
     try:
         trainer.close()
+    except CheckpointError as error:
+        logger.warning(str(error))
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
