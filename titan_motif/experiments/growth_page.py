@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Mapping, Sequence
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 from titan_motif.config import JobConfig
@@ -156,7 +157,9 @@ def _concluded(rows: Sequence[Row]) -> list[str]:
         return []
     apart = max(row["equality"]["float64"]["largest_difference"] for row in rows)
     lines = [over_tokens(row) for row in rows]
-    begin, worst = (statistics.fmean(of(losses) for _, losses in lines) for of in (_first, max))
+    begin, worst = (
+        statistics.fmean(of(losses) for _, losses in lines) for of in (itemgetter(0), max)
+    )
     told = (
         "The grown model computes what the small one does: before it is trained, no two logits are "
         f"more than {apart:.1e} apart in float64 (of {len(rows)} cells)."
@@ -169,10 +172,6 @@ def _concluded(rows: Sequence[Row]) -> list[str]:
         f"that loss: it first rises from {begin:.4f} to {worst:.4f}, at the worst validation, and "
         f"is back after {told_mean(back)} million tokens (means over the cells)."
     ]
-
-
-def _first(losses: Sequence[float]) -> float:
-    return losses[0]
 
 
 def _after_worst(line: Line) -> Line:
