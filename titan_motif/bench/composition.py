@@ -10,6 +10,8 @@ whole network) are those of a measured job, the other two those of rank 0 of N s
 a network that is never waited for:
 
     python -m titan_motif.bench.composition ROW.json --ranks 8 -- --model.flavor=12_7b
+
+What stands behind '--' are the settings of the job whose network it is.
 """
 
 import titan_motif.device  # noqa: F401  (before anything of torchtitan)
@@ -35,7 +37,7 @@ from titan_motif.model import Motif2ModelArgs
 from titan_motif.network import model_args
 from titan_motif.simulation import simulated_ranks
 from titan_motif.study.machine import choose_device
-from titan_motif.study.runner import Row, write_row_of
+from titan_motif.study.runner import Row, split_at_job, write_row_of
 
 
 @dataclass(frozen=True)
@@ -94,14 +96,14 @@ def measure_optimizers(args: Motif2ModelArgs, ranks: int) -> Row:
 
 def main(argv: Sequence[str]) -> int:
     """Measure what a command line says, write its row, and return the exit code."""
+    own, job = split_at_job(argv)
     parser = argparse.ArgumentParser(prog="python -m titan_motif.bench.composition")
     parser.add_argument("row", type=Path)
     parser.add_argument("--ranks", type=int, required=True)
-    parser.add_argument("job", nargs="*", help="the settings of the job whose network it is")
-    options = parser.parse_args(argv)
+    options = parser.parse_args(own)
 
     def measure_job() -> Row:
-        config = load_config(options.job, world_size=1, runs_here=False)
+        config = load_config(job, world_size=1, runs_here=False)
         return measure_optimizers(model_args(config), options.ranks)
 
     return write_row_of(options.row, measure_job)

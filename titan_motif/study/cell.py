@@ -30,7 +30,7 @@ from titan_motif.device import device_module, device_type
 from titan_motif.run_log import start_logging
 from titan_motif.run_records import describe_environment
 from titan_motif.study.llama3 import build_peer
-from titan_motif.study.runner import Row, write_row_of
+from titan_motif.study.runner import Row, split_at_job, write_row_of
 from titan_motif.train import build_trainer
 
 MODELS = ("motif2", "llama3", "llama3_widened")
@@ -178,10 +178,7 @@ def _num_graphs() -> int:
 
 def main(argv: Sequence[str]) -> int:
     """Measure what a command line says, write its row, and return the exit code."""
-    own, overrides = list(argv), []
-    if "--" in own:
-        split = own.index("--")
-        own, overrides = own[:split], own[split + 1 :]
+    own, overrides = split_at_job(argv)
     parser = argparse.ArgumentParser(prog="python -m titan_motif.study.cell")
     parser.add_argument("row", type=Path)
     parser.add_argument("--steps", type=int, required=True)

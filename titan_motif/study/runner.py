@@ -94,6 +94,16 @@ def _how_it_ended(code: int, output: str) -> str:
     return f"ended with exit code {code}: {lines[-1] if lines else 'no output'}"
 
 
+def split_at_job(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return a module's own arguments, and those of the job: what stands behind the first '--'.
+
+    argparse does not do it: it gives a positional list that follows an option nothing.
+    """
+    own = list(argv)
+    split = own.index("--") if "--" in own else len(own)
+    return own[:split], own[split + 1 :]
+
+
 def write_row_of(path: Path, measure: Callable[[], Row]) -> int:
     """Write what a measurement gives, or how it failed; return the process's exit code."""
     try:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from titan_motif import cli
-from titan_motif.bench import train
+from titan_motif.bench import composition, train
 from titan_motif.bench.composition import Composition, compose, measure_optimizers
 from titan_motif.bench.contenders import CONTENDERS, compositions, ratios
 from titan_motif.bench.muon import matrices_of, shapes_by_algorithm
@@ -147,6 +147,16 @@ def test_all_cells_are_measured_compared_and_written(tmp_path: Path, capsys, sta
     assert content["ratios"]["ours-fp8"]["tokens_over_wide"] == 1.0
     assert content["ratios"]["ours-bf16"]["tokens_over_wide"] is None
     assert content["composed"]["ours-muon-bf16"]["muon_ms"] == 36.0
+
+
+def test_the_optimizers_of_a_job_are_measured(tmp_path: Path):
+    job = ["--model.flavor=debug", "--model.args.n_layers=1"]
+    file = tmp_path / "row.json"
+    assert composition.main([str(file), "--ranks", "2", "--", *job]) == 0
+    found = json.loads(file.read_text())
+    assert found["ranks"] == 2
+    assert found["muon_ms"] > 0
+    assert found["adamw_ms"] > 0
 
 
 def test_some_cells_can_be_picked(capsys, started):
