@@ -149,7 +149,9 @@ class Charts:
             ("memory/max_reserved(GiB)", "Memory", "GiB reserved at most, rank 0", True),
         ):
             told = f"{title}: not recorded." if is_expected else ""
-            self._add(section, title, unit, [self._take(key, title)], told, bottom=0.0)
+            # The first step may take a hundred times as long as any other: it compiles.
+            looks = {"bottom": 0.0, "can_be_log": unit == "s"}
+            self._add(section, title, unit, [self._take(key, title)], told, **looks)
         return section
 
     def rest(self) -> Section:

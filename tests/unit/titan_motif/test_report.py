@@ -15,7 +15,7 @@ from titan_motif.report.charts import Charts, evaluation_charts
 from titan_motif.report.facts import state_of, told_seconds
 from titan_motif.report.page import render, view
 from titan_motif.report.record import RunRecord, read_run
-from titan_motif.report.series import Axis, means, thin
+from titan_motif.report.series import Axis, means, thin, value_axis
 
 ROOT = Path(__file__).resolve().parents[3]
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror='alert(2)'> & \"quoted\""
@@ -113,6 +113,13 @@ def test_charts_have_the_points_of_the_history(tmp_path: Path):
     assert drawn["data"]["values"] == [[8.0, 4.0, 2.0, 1.0], [2.0, 2.0]]
     assert drawn["rows"][0]["path"].startswith("M0 ")
     assert "first 8 at 1, last 1 at 8" in drawn["spoken"]
+
+
+def test_a_first_step_that_compiles_leaves_the_others_readable(tmp_path: Path):
+    lines = [line(step, **{"time_metrics/step(s)": 0.1 + 20.0 * (step == 1)}) for step in (1, 2, 3)]
+    chart = charts_of(read_run(write_run(tmp_path, lines)))["Time of a step"]
+    assert value_axis(chart).is_log
+    assert view(chart)["unit"] == "s, logarithmic"
 
 
 def test_a_long_curve_is_thinned_and_keeps_its_peaks():
