@@ -51,6 +51,7 @@ class Shape(NamedTuple):
 
     @property
     def num_signal_heads(self) -> int:
+        """Of all groups."""
         return self.num_groups * self.ratio
 
     @property

@@ -19,6 +19,7 @@ class Region(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, int]:
+        """(rows, columns) of the piece."""
         return self.row_end - self.row_begin, self.column_end - self.column_begin
 
     @property
@@ -43,6 +44,7 @@ class Matrix:
 
     @property
     def shape(self) -> tuple[int, int]:
+        """(rows, columns)."""
         return self.rows, self.columns
 
 

@@ -63,6 +63,7 @@ class UnitResult(NamedTuple):
     bad_lines: list[BadLine]
 
     def path(self, work: Path, suffix: str) -> Path:
+        """Return the unit's file of a kind."""
         return _path(work, self.index, suffix)
 
 

@@ -134,6 +134,7 @@ class DocumentTokenizer(NamedTuple):
 
     @property
     def dtype(self) -> np.dtype:
+        """Of the tokens in files: the narrowest that holds the vocabulary."""
         return np.dtype(np.uint16 if self.vocab_size <= 2**16 else np.uint32)
 
     def encode(self, text: str) -> list[int]:

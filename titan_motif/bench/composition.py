@@ -53,6 +53,7 @@ class Composition:
 
     @property
     def step_ms(self) -> float:
+        """Of the whole step, milliseconds."""
         return self.forward_backward_ms + self.rest_ms + self.adamw_ms + self.muon_ms
 
     @property

@@ -36,6 +36,7 @@ class Accuracy(NamedTuple):
 
     @property
     def share(self) -> float:
+        """Of the questions, those that were answered rightly, from 0 to 1."""
         return self.num_right / self.num_asked
 
     @property

@@ -45,6 +45,7 @@ class ModelFiles(NamedTuple):
 
     @property
     def num_parameters(self) -> int:
+        """Elements of all tensors."""
         return sum(torch.Size(shape.shape).numel() for shape in self.tensors.values())
 
     def read_finite(self, name: str) -> Tensor:

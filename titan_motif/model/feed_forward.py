@@ -22,6 +22,7 @@ class FeedForward(nn.Module):
         x: Tensor,  # (batch, seq, dim)
         scalars: Scalars,
     ) -> Tensor:  # (batch, seq, dim)
+        """Return down(PolyNorm(gate(x)) * up(x))."""
         gated = operators.poly_norm_mul(
             self.gate_proj(x),
             self.up_proj(x),

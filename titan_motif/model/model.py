@@ -34,6 +34,7 @@ class Block(nn.Module):
         documents: Documents | None,
         exact_above: float | None,
     ) -> tuple[Tensor, AttentionStatistics | None]:  # (batch, seq, dim)
+        """Return the residual stream behind the block, and attention's statistics if recorded."""
         normed = self.attention_norm(x)
         attended, statistics = self.attention(normed, rotation, scalars, documents, exact_above)
         normed, h = self.ffn_norm(attended, x)
@@ -48,6 +49,10 @@ class OutputProjection(nn.Linear):
         self.loss = loss
 
     def forward(self, h: Tensor, labels: Tensor | None = None) -> Tensor | Loss:
+        """Return logits, or with labels their loss.
+
+        Shapes: h (batch, seq, dim), labels (batch, seq) -> (batch, seq, vocab), or a loss's
+        """
         return project(h, self.weight, labels, self.loss)
 
 

@@ -16,6 +16,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(width))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Shapes: x (..., width) -> (..., width)."""
         return operators.rms_norm(x, self.weight, self.eps, self.kernels)
 
 
@@ -23,6 +24,7 @@ class ScaledRMSNorm(RMSNorm):
     """RMSNorm times a scalar that is handed in: taken into the weight, it costs no pass over x."""
 
     def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        """Shapes: x (..., width), scale () -> (..., width)."""
         wide = torch.promote_types(self.weight.dtype, scale.dtype)
         return operators.rms_norm(x, self.weight.to(wide) * scale, self.eps, self.kernels)
 
@@ -31,4 +33,5 @@ class AddRMSNorm(RMSNorm):
     """RMSNorm of a sum, which is the residual stream from here on: (norm, sum) in one pass."""
 
     def forward(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """Shapes: x, residual (..., width) -> (..., width) twice: the norm, and the sum."""
         return operators.add_rms_norm(x, residual, self.weight, self.eps, self.kernels)
