@@ -39,6 +39,7 @@ _KNOWN = {
     (f"{_DCP}.metadata", "TensorStorageMetadata"),
     (f"{_DCP}.metadata", "_MEM_FORMAT_ENCODING"),
     (f"{_DCP}.filesystem", "_StorageInfo"),
+    ("builtins", "getattr"),  # how Python 3.11.2, say, names a value of an enumeration
     ("torch", "Size"),
     ("torch.serialization", "_get_layout"),
     ("pathlib", "PosixPath"),

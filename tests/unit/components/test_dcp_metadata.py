@@ -12,7 +12,11 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import FileSystemReader
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
+from torch.distributed.checkpoint.metadata import (
+    _MEM_FORMAT_ENCODING,
+    ChunkStorageMetadata,
+    Metadata,
+)
 
 from titan_motif.components import dcp_metadata
 from titan_motif.components.dcp_metadata import METADATA, read_metadata
@@ -44,8 +48,15 @@ def change(folder: Path, **fields: object) -> None:
     (folder / METADATA).write_bytes(pickle.dumps(metadata))
 
 
-@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-def test_what_is_read_is_what_torch_reads(folder: Path, protocol: int):
+@pytest.mark.parametrize(
+    ("protocol", "is_by_name"), [(2, False), (3, False), (4, False), (4, True), (5, False)]
+)
+def test_what_is_read_is_what_torch_reads(
+    folder: Path, monkeypatch, protocol: int, is_by_name: bool
+):
+    if is_by_name:  # as Python 3.11.2 has it
+        by_name = lambda value, _: (getattr, (type(value), value.name))  # noqa: E731
+        monkeypatch.setattr(_MEM_FORMAT_ENCODING, "__reduce_ex__", by_name)
     (folder / METADATA).write_bytes(pickle.dumps(theirs(folder), protocol))
     found, expected = read_metadata(folder), theirs(folder)
     assert found.state_dict_metadata == expected.state_dict_metadata
