@@ -157,7 +157,9 @@ def run_and_show(command: Sequence[str], environment: Mapping[str, str], what: s
             print(line, end="", flush=True)
             last.append(line.strip())
     except BaseException:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         process.terminate()
+        process.communicate()  # a full pipe would keep it
         raise
     finally:
         process.wait()

@@ -127,7 +127,12 @@ def test_a_cell_that_would_take_too_long_is_not_begun(toy, tmp_path, capsys):
 
 def test_what_it_started_ends_with_it(monkeypatch):
     before = signal.getsignal(signal.SIGTERM)
-    started = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+    started = (  # it has more to say at its end than a pipe holds
+        "import os, signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (print('x' * 200_000), sys.exit()))\n"
+        "print(os.getpid(), flush=True)\n"
+        "time.sleep(60)"
+    )
     shown = Mock(side_effect=lambda *words, **options: os.kill(os.getpid(), signal.SIGTERM))
     monkeypatch.setattr("builtins.print", shown)
     with pytest.raises(SystemExit) as exited:
