@@ -24,8 +24,9 @@ from typing import Any, NamedTuple
 from torch.distributed import Store
 
 EXIT_CODE = 1
-_MOST_PERIODS = 7
-"""From the end of what a phase may take to the sentence: others are looked at meanwhile."""
+_MOST_PERIODS = 8
+"""From the end of what a phase may take, or a process be stopped, to the sentence: one until a
+count is read first, one until it is looked at, and up to six in which the others are."""
 LEFT = "left"
 """Phase of a rank that is done."""
 GRACE_SECONDS = 25.0

@@ -355,7 +355,7 @@ class Watchdog:
     """
     What reading a batch, or a step's passes and update, may take, and how long a process may be
     stopped, whatever it does; -1 is half of comm.train_timeout_seconds, after which a collective
-    ends the run itself, and names nobody. Up to 14 s more go by before the run is ended.
+    ends the run itself, and names nobody. Up to 16 s more go by before the run is ended.
     """
     slow_seconds: float = -1.0
     """
