@@ -422,9 +422,11 @@ class CompleteStepCheckpointManager(CheckpointManager):
 
     def close(self) -> None:
         """Wait for a running save, so that no process leaves a half-written step behind."""
-        if getattr(self, "enable", False) and getattr(self, "save_future", None) is not None:
-            self.wait()
-        super().close()
+        try:
+            if getattr(self, "enable", False) and getattr(self, "save_future", None) is not None:
+                self.wait()
+        finally:
+            super().close()
 
 
 def _one_line(error: BaseException) -> str:

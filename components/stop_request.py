@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 T = TypeVar("T")
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
 def leave_to_the_rank(worker: int = 0) -> None:
@@ -57,9 +57,10 @@ class StopRequest:
         self._is_waiting = False
 
     def install(self) -> None:
-        """Take the signals from now on."""
+        """Take the signals from now on; not SIGHUP where it is ignored, as under `nohup`."""
         for each in SIGNALS:
-            signal.signal(each, self._receive)
+            if each != signal.SIGHUP or signal.getsignal(each) != signal.SIG_IGN:
+                signal.signal(each, self._receive)
 
     def ending(self, wait: Callable[[], T]) -> T:
         """Return what a call returns that may wait for ever; WaitEnded if a signal comes first."""

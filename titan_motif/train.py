@@ -9,6 +9,7 @@ import titan_motif.device  # noqa: F401  (before anything of torchtitan)
 # isort: split
 import contextlib
 import json
+import multiprocessing
 import os
 import sys
 import time
@@ -25,6 +26,7 @@ import torchtitan.train
 from torch import Tensor
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.distributed.fsdp import FSDPModule
+from torchtitan.components.dataloader import DataloaderExhaustedError
 from torchtitan.components.loss import IGNORE_INDEX
 from torchtitan.distributed import utils as dist_utils
 from torchtitan.tools.logging import logger
@@ -138,13 +140,17 @@ class MotifTrainer(torchtitan.train.Trainer):
 
     def _read(self, batches: Iterator[Batch]) -> Batch | None:
         """Return the next micro-batch; if a signal comes first, meet the others at their edge."""
-        if self.has_fed_back:
-            return next(batches, None)
+        # The first read of a start makes the loader's processes, which is not to be cut short.
+        is_first = self.step == self.first_step and self.num_read == 0
         try:
-            return self.control.stop.ending(lambda: next(batches, None))
+            if self.has_fed_back or is_first:
+                return next(batches)
+            return self.control.stop.ending(lambda: next(batches))
         except WaitEnded:
             self.control.edge(is_slow=False)
             raise
+        except DataloaderExhaustedError:
+            return None
 
     def _edge(self) -> None:
         """End the run here, if it is to; not once its last step is saved as the model alone."""
@@ -373,19 +379,24 @@ def report(
 
 
 def _close(trainer: MotifTrainer) -> None:
-    """End the trainer's threads; what is not written by then may find no room.
+    """End the trainer's threads and processes; what is not written by then may find no room.
 
     A save that fails here was under way beside what ended the run, which has been told.
     """
     try:
-        trainer.close()
-    except CheckpointError as error:
-        logger.warning(str(error))
+        try:
+            trainer.checkpointer.close()
+        except CheckpointError as error:
+            logger.warning(str(error))
+        trainer.metrics_processor.close()
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
         logger.warning(f"the last lines for TensorBoard are not written: {error.strerror}")
     finally:
+        # They ignore signals, and Python would wait for one whose read hangs.
+        for worker in multiprocessing.active_children():
+            worker.kill()
         trainer.control.close()
 
 

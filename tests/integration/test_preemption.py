@@ -76,6 +76,45 @@ def test_without_checkpoints_it_says_that_nothing_is_saved(rank_pool, arguments,
     assert not (tmp_path / "run" / "preempted.json").exists()
 
 
+def started(arguments: list[str], settings: list[str], folder: Path) -> subprocess.Popen[bytes]:
+    """Return the launcher of a run that has done a few steps."""
+    command = [sys.executable, "-m", "titan_motif.launch", "--nproc_per_node", "2"]
+    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", "-m"]
+    command += ["titan_motif.train", *arguments, "--training.steps", "4000", *settings]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment)
+    history = folder / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 200
+    while not (history.exists() and len(history.read_text().splitlines()) > 3):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    return process
+
+
+def children(process: int) -> list[int]:
+    return [int(n) for n in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_worker_whose_read_hangs_does_not_keep_its_rank(arguments, tmp_path: Path):
+    process = started(arguments, ["--training.dataloader.num_workers=1"], tmp_path)
+    ranks = children(process.pid)
+    workers = [worker for rank in ranks for worker in children(rank)]
+    assert (len(ranks), len(workers)) == (2, 2)
+    for worker in workers:
+        os.kill(worker, signal.SIGSTOP)
+    time.sleep(2)  # what they have read ahead is used up
+    begin = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 75
+    assert time.monotonic() - begin < 20  # torchrun kills ranks after 30
+    assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
+    told = json.loads((tmp_path / "run" / "preempted.json").read_text())
+    assert (tmp_path / "run" / "checkpoint" / f"step-{told['step']}" / "seal.json").is_file()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
@@ -84,20 +123,11 @@ def test_without_checkpoints_it_says_that_nothing_is_saved(rank_pool, arguments,
         ("SIGTERM", ["--training.dataloader.num_workers=2"]),
         ("SIGINT", ["--checkpoint.async_mode=async"]),
         ("SIGUSR1", []),
+        ("SIGHUP", []),
     ],
 )
 def test_the_launcher_returns_75(arguments, tmp_path: Path, name: str, settings: list[str]):
-    command = [sys.executable, "-m", "titan_motif.launch", "--nproc_per_node", "2"]
-    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", "-m"]
-    command += ["titan_motif.train", *arguments, "--training.steps", "4000", *settings]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment)
-    history = tmp_path / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 200
-    while not (history.exists() and len(history.read_text().splitlines()) > 3):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    process = started(arguments, settings, tmp_path)
     for _ in range(3):  # once is enough, more is harmless
         process.send_signal(getattr(signal, name))
         time.sleep(0.1)

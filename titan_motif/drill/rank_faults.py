@@ -24,6 +24,7 @@ import titan_motif.device  # noqa: F401  (before anything of torchtitan)
 
 # isort: split
 import torch.distributed as dist
+from torchtitan.train import Trainer
 
 from titan_motif.drill.spoil import Spoil, Watched, spoil_run
 from titan_motif.train import MotifTrainer
@@ -96,7 +97,7 @@ def _kill_worker(trainer: MotifTrainer, batches: Iterator[Any]) -> Iterator[Any]
 
 
 def _end(trainer: MotifTrainer, batches: Iterator[Any]) -> Iterator[Any]:
-    return trainer._count_without_filling(iter(()))
+    return trainer._count_without_filling(Trainer.batch_generator(trainer, ()))
 
 
 STRIKES: dict[str, Callable[[MotifTrainer, Iterator[Any]], Iterator[Any]]] = {

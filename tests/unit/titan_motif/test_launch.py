@@ -6,8 +6,9 @@ import pytest
 from torch.distributed.elastic.multiprocessing import SignalException
 
 from titan_motif import launch
+from titan_motif.components.stop_request import StopRequest
 
-TAKEN = [signal.Signals[name] for name in launch.SIGNALS.split(",")]
+TAKEN = launch.SIGNALS
 
 
 @pytest.fixture
@@ -33,3 +34,17 @@ def test_the_first_signal_ends_torchrun_and_others_are_ignored(monkeypatch, tmp_
     monkeypatch.setenv(launch.MARK, "")  # is put back
     monkeypatch.setattr(launch.run, "run", run)
     assert launch.main(["-m", "titan_motif.train"]) == launch.EXIT_PREEMPTED
+
+
+@pytest.mark.usefixtures("restored")
+@pytest.mark.parametrize("handler", [signal.SIG_DFL, signal.SIG_IGN], ids=["plain", "nohup"])
+def test_a_lost_terminal_ends_a_run_unless_nohup_keeps_it(monkeypatch, handler):
+    told = []
+    monkeypatch.setenv(launch.MARK, "")
+    monkeypatch.setattr(launch.run, "run", told.append)
+    signal.signal(signal.SIGHUP, handler)
+    assert launch.main(["-m", "titan_motif.train"]) == 0
+    is_taken = "SIGHUP" in told[0].signals_to_handle.split(",")
+    StopRequest().install()
+    is_taken_by_ranks = signal.getsignal(signal.SIGHUP) != handler
+    assert is_taken == is_taken_by_ranks == (handler == signal.SIG_DFL)
