@@ -133,6 +133,7 @@ _complete_venv() { # EXTRAS
   say "3/4 installing titan-motif${extras:+ with the $extras tools} and what it needs"
   _torch_version >"$constraints" 2>>"$venv/setup.log" ||
     die "torch has gone from $venv; remove that folder and start again"
+  rm -f "$(_stamp)" "$(_stamp dev)" # of an install that may point elsewhere from here on
   _pip --constraint "$constraints" --editable "$repository${extras:+[$extras]}"
 
   say "4/4 checking the environment"

@@ -69,7 +69,7 @@ BAD = {
     ),
     "patience that ends too late": (
         ["--watchdog.stall_seconds=40", "--comm.train_timeout_seconds=45"],
-        "stall_seconds is 40; it needs comm.train_timeout_seconds, 45, to be at least 54: other",
+        "stall_seconds is 40; it needs comm.train_timeout_seconds, 45, to be at least 56: other",
     ),
     "slow patience that ends too late": (
         [
@@ -112,7 +112,7 @@ def test_what_does_not_go_together_is_answered_with_one_line(case: str, capsys, 
         ["--step_check.spike_z_score=4", "--step_check.spike_window=7"],
         [*OFF, "--moving_average.num_checkpoints=2", "--checkpoint.async_mode=async"],
         ["--watchdog.enable=false", "--profiling.profile_freq=7", "--evaluation.freq=7"],
-        ["--watchdog.stall_seconds=40", "--comm.train_timeout_seconds=54"],
+        ["--watchdog.stall_seconds=40", "--comm.train_timeout_seconds=56"],
     ],
 )
 def test_what_does_is_accepted(arguments: list[str], monkeypatch):

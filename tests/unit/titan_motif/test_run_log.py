@@ -1,36 +1,14 @@
 """What is told of a disk that is full where TensorBoard writes."""
 
 import errno
-import logging
 import threading
-from types import SimpleNamespace
 
 import pytest
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from titan_motif import run_log, train
+from titan_motif import run_log
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
-
-
-@pytest.mark.parametrize(("error", "is_raised"), [(FULL, False), (OSError(errno.EIO, "x"), True)])
-def test_closing_has_no_room_and_the_watchdog_ends_all_the_same(error, is_raised, caplog):
-    closed = []
-
-    def fail() -> None:
-        raise error
-
-    trainer = SimpleNamespace(
-        close=fail, control=SimpleNamespace(close=lambda: closed.append(True))
-    )
-    if is_raised:
-        with pytest.raises(OSError, match="x"):
-            train._close(trainer)
-    else:
-        with caplog.at_level(logging.WARNING):
-            train._close(trainer)
-        assert "the last lines for TensorBoard are not written: No space left" in caplog.text
-    assert closed == [True]
 
 
 @pytest.mark.parametrize(("error", "is_told"), [(FULL, False), (OSError(errno.EIO, "x"), True)])
