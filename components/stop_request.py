@@ -15,6 +15,12 @@ T = TypeVar("T")
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
+def taken_signals() -> tuple[signal.Signals, ...]:
+    """Return SIGNALS, without SIGHUP where it is ignored, as under `nohup`."""
+    is_kept = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return tuple(each for each in SIGNALS if each != signal.SIGHUP or not is_kept)
+
+
 def leave_to_the_rank(worker: int = 0) -> None:
     """Let a process that a rank has started ignore the signals: the rank ends it, when it is done.
 
@@ -57,10 +63,9 @@ class StopRequest:
         self._is_waiting = False
 
     def install(self) -> None:
-        """Take the signals from now on; not SIGHUP where it is ignored, as under `nohup`."""
-        for each in SIGNALS:
-            if each != signal.SIGHUP or signal.getsignal(each) != signal.SIG_IGN:
-                signal.signal(each, self._receive)
+        """Take the signals from now on."""
+        for each in taken_signals():
+            signal.signal(each, self._receive)
 
     def ending(self, wait: Callable[[], T]) -> T:
         """Return what a call returns that may wait for ever; WaitEnded if a signal comes first."""

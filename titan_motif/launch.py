@@ -20,12 +20,12 @@ from torch.distributed import run
 from torch.distributed.elastic.multiprocessing import SignalException, api
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+from titan_motif.components.stop_request import SIGNALS, taken_signals
+
 EXIT_PREEMPTED = os.EX_TEMPFAIL
 MARK = "TITAN_MOTIF_PREEMPTION_MARK"
 """Environment variable: the file by which ranks say that they have saved and left
 (titan_motif.run_control, which this module does not import: it need not wait for torchtitan)."""
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGQUIT)
-"""All but SIGQUIT let ranks save first."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -34,14 +34,14 @@ def main(argv: Sequence[str]) -> int:
     0; 1 if a rank has failed; 75 if the run was stopped by a signal and has saved; 128 + the signal
     if it has not.
     """
-    is_kept = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # by `nohup`
-    taken = [each.name for each in SIGNALS if each != signal.SIGHUP or not is_kept]
+    # At SIGQUIT ranks end without a save.
+    handled = ",".join(each.name for each in (*taken_signals(), signal.SIGQUIT))
     with tempfile.TemporaryDirectory(prefix="titan-motif-") as folder:
         mark = Path(folder) / "preempted"
         os.environ[MARK] = str(mark)
         try:
             with mock.patch.object(api, "_terminate_process_handler", _take_first_signal):
-                run.run(run.parse_args(["--signals-to-handle", ",".join(taken), *argv]))
+                run.run(run.parse_args(["--signals-to-handle", handled, *argv]))
         except ChildFailedError as error:
             if mark.exists():
                 return EXIT_PREEMPTED
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _take_first_signal(number: int, frame: FrameType | None) -> NoReturn:
     """End torchrun once: it then waits for the ranks, and kills those that take too long."""
-    for each in SIGNALS:
+    for each in (*SIGNALS, signal.SIGQUIT):
         signal.signal(each, signal.SIG_IGN)
     raise SignalException(f"Process {os.getpid()} got signal: {number}", signal.Signals(number))
 

@@ -6,9 +6,9 @@ import pytest
 from torch.distributed.elastic.multiprocessing import SignalException
 
 from titan_motif import launch
-from titan_motif.components.stop_request import StopRequest
+from titan_motif.components.stop_request import SIGNALS, StopRequest
 
-TAKEN = launch.SIGNALS
+TAKEN = (*SIGNALS, signal.SIGQUIT)
 
 
 @pytest.fixture
